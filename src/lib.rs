@@ -1,1 +1,33 @@
+//! Inlet turns live events (Twitch chat first) into de-duplicated envelopes on a durable stream.
+//!
+//! The folder tree is the path of the data, in order:
+//!
+//! ```text
+//! source ──▶ pipeline::intake ──▶ pipeline::enrich ──▶ pipeline::publish ──▶ bus
+//! Twitch IRC  bounded door,        envelope written     in order, acked,     JetStream or
+//! replay      known ids dropped    once                 retried              embedded
+//! ```
+//!
+//! `app` puts the parts together, `http` shows how they are, `cli` is what a person types.
 
+pub mod app;
+pub mod source;
+
+pub mod envelope;
+pub mod pipeline;
+
+pub mod bus;
+pub mod http;
+
+pub mod cli;
+pub mod sim;
+
+pub mod clock;
+pub mod recent;
+pub mod retry;
+pub mod secret;
+pub mod settings;
+pub mod status;
+pub mod tasks;
+pub mod telemetry;
+pub mod tls;

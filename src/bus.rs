@@ -1,0 +1,438 @@
+//! The durable stream that events are published to, and what every implementation of it promises.
+//!
+//! Publishing is a [`Lane`]: messages go in, in order, each under a number of the sender's choice, and each
+//! comes back settled exactly once, or not at all (a lost answer): deadlines and retries are the sender's, so
+//! that they are the same on every bus. A message's id is its identity: the stream keeps the first of each id
+//! within its duplicate window and answers every further one with the position of that first one.
+
+pub mod embedded;
+pub mod jetstream;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+
+use crate::envelope::{MessageId, SubjectTemplate};
+use crate::label;
+use crate::settings::{self, Problems};
+
+/// Names of the headers of every message.
+pub mod header {
+    /// The message id, by which the stream de-duplicates.
+    pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+    /// The envelope's type.
+    pub const TYPE: &str = "type";
+    /// W3C trace context, derived from the event's id.
+    pub const TRACEPARENT: &str = "traceparent";
+}
+
+/// A durable stream.
+pub trait Bus: Send + Sync {
+    /// The state now, and its changes.
+    fn state(&self) -> watch::Receiver<BusState>;
+
+    /// Opens a way in. At most `window` messages may be unsettled on it at a time.
+    fn open_lane(&self, window: usize) -> Lane;
+
+    /// Follows the stream from `start`, in order, without end.
+    fn follow(&self, start: Start, content: Wanted) -> BoxFuture<'_, Result<Follower, BusError>>;
+
+    /// The stream as it was last attached to; `None` until it first was.
+    fn stream(&self) -> Option<StreamInfo>;
+}
+
+/// Whether messages can be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BusState {
+    /// Not yet attached to the stream.
+    Connecting,
+    /// Attached.
+    Up,
+    /// Not reachable; being tried again.
+    Away(String),
+    /// Reachable, but no stream that Inlet can use; being tried again.
+    Unfit(String),
+}
+
+impl BusState {
+    /// The state's name in `/healthz`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Away(_) => "away",
+            Self::Unfit(_) => "unfit",
+        }
+    }
+
+    /// Why it is not up, if that is known.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Away(why) | Self::Unfit(why) => Some(why),
+            Self::Connecting | Self::Up => None,
+        }
+    }
+}
+
+/// What is known of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// `<name>@<created, Unix nanoseconds>`: another stream has another identity.
+    pub identity: String,
+    /// For how long the stream knows an id.
+    pub duplicate_window: Duration,
+    /// Largest message it takes, headers included, in bytes.
+    pub largest_message: usize,
+}
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Where to.
+    pub subject: Arc<str>,
+    /// Its identity in the stream.
+    pub id: MessageId,
+    /// Header `type`.
+    pub kind: &'static str,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+impl Message {
+    /// Header `traceparent`: the trace is the event's id, so whoever handles the event joins it.
+    pub fn traceparent(&self) -> String {
+        traceparent(self.id)
+    }
+
+    /// An upper bound of what the headers take on the wire, in bytes.
+    pub fn headers_size(&self) -> usize {
+        "NATS/1.0\r\n".len() + 160 + self.kind.len()
+    }
+}
+
+/// Header `traceparent` of the message with this id.
+pub fn traceparent(id: MessageId) -> String {
+    let trace = id.event.simple().to_string();
+    format!("00-{trace}-{}-01", &trace[16..])
+}
+
+/// A way into the stream.
+#[derive(Debug)]
+pub struct Lane {
+    /// Takes messages in order. Closing it says that no more will come.
+    pub messages: mpsc::Sender<Vec<Numbered>>,
+    /// Gives back what became of them. It ends when the bus is closed.
+    pub settled: mpsc::Receiver<Vec<Settled>>,
+}
+
+/// A message and the sender's number for it.
+#[derive(Debug, Clone)]
+pub struct Numbered {
+    /// Comes back in [`Settled`].
+    pub number: u64,
+    /// The message.
+    pub message: Arc<Message>,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub struct Settled {
+    /// The sender's number.
+    pub number: u64,
+    /// In the stream, or why not.
+    pub outcome: Result<Ack, Refusal>,
+}
+
+/// The message is in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// Where: of a duplicate, the position of the original.
+    pub position: u64,
+    /// Whether the stream had it already.
+    pub duplicate: bool,
+}
+
+label! {
+    /// What stands in the way now, and passes by itself. Also the label in `/metrics`.
+    pub enum TransientCause {
+        /// The bus is not reachable.
+        Away => "away",
+        /// The connection was lost before the answer.
+        Lost => "lost",
+        /// No answer in time.
+        TimedOut => "timed_out",
+        /// The stream is not there.
+        StreamMissing => "stream_missing",
+        /// The stream is full, or its server.
+        Full => "full",
+        /// The bus cannot serve now: a cluster without a leader, a failing disk.
+        Unavailable => "unavailable",
+    }
+}
+
+impl TransientCause {
+    /// Whether the message may be in the stream all the same.
+    pub fn leaves_unknown(self) -> bool {
+        match self {
+            Self::Lost | Self::TimedOut => true,
+            Self::Away | Self::StreamMissing | Self::Full | Self::Unavailable => false,
+        }
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not now.
+    #[error("not now: {0}")]
+    Transient(TransientCause),
+    /// Never: it is too large.
+    #[error("larger than the bus takes")]
+    TooLarge,
+    /// Never: its subject is malformed.
+    #[error("the bus does not take its subject")]
+    BadSubject,
+    /// Refused for another reason, which may or may not pass.
+    #[error("refused by the bus with error {0}")]
+    Other(u64),
+}
+
+impl Refusal {
+    /// Whether it will pass by itself.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Transient(_))
+    }
+}
+
+/// Where to begin following.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At this position, or the first one after it that still exists.
+    Position(u64),
+    /// At the first message stored at or after this time.
+    Time(Timestamp),
+    /// At the next message to come.
+    End,
+}
+
+/// How much of each message to bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Ids and headers; the payload is empty.
+    Headers,
+    /// All of it.
+    Whole,
+}
+
+/// Follows the stream. Batches come in stream order; an error ends it.
+pub type Follower = BoxStream<'static, Result<Batch, BusError>>;
+
+/// What a follower brings.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Messages on Inlet's own subjects, in stream order.
+    pub messages: Vec<Stored>,
+    /// Whether these were all there were at that moment. The first batch of an empty rest is empty and the end.
+    pub is_end: bool,
+}
+
+/// A message in the stream.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its position.
+    pub position: u64,
+    /// When the stream stored it.
+    pub stored_at: Timestamp,
+    /// Its id; `None` for a message on our subject that somebody else put there without one.
+    pub id: Option<MessageId>,
+    /// Where it was published.
+    pub subject: Arc<str>,
+    /// Header `type`.
+    pub kind: String,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+/// Why a bus did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum BusError {
+    /// Not reachable, or it did not answer in time.
+    #[error("the bus is away: {0}")]
+    Away(String),
+    /// Reachable, but it cannot serve Inlet: what to change is in the text.
+    #[error("{0}")]
+    Unfit(String),
+    /// What follows was lost on the way; follow again from the last position seen.
+    #[error("the stream was interrupted: {0}")]
+    Interrupted(String),
+    /// The settings do not fit.
+    #[error("{0}")]
+    Settings(String),
+    /// The embedded stream's file.
+    #[error(transparent)]
+    Embedded(#[from] embedded::EmbeddedError),
+}
+
+impl BusError {
+    /// Whether trying again can help without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Away(_) | Self::Interrupted(_) => true,
+            Self::Unfit(_) | Self::Settings(_) => false,
+            Self::Embedded(error) => error.is_transient(),
+        }
+    }
+}
+
+/// Settings of the bus that all drivers share.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Bus")]
+pub struct BusArgs {
+    /// `nats` or `embedded`; left out: `nats` if NATS_URL is set, else `embedded`
+    #[arg(long, env)]
+    message_bus_driver: Option<String>,
+    /// Oldest message that a stream created by Inlet, or the embedded one, keeps
+    #[arg(long, env, default_value = "72h")]
+    nats_stream_max_age: String,
+    /// Most bytes that stream keeps; left out: 10GiB on NATS, 1GiB embedded
+    #[arg(long, env)]
+    nats_stream_max_bytes: Option<String>,
+    /// Put before every subject; empty or ends with a dot
+    #[arg(long, env, default_value = "")]
+    bus_prefix: String,
+    /// Subject of events; may hold {platform}, {type} and {channel}
+    #[arg(long, env, default_value = "internal.ingress.v1")]
+    publish_subject: String,
+    #[command(flatten)]
+    jetstream: jetstream::JetStreamArgs,
+}
+
+/// Which bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// NATS JetStream.
+    Nats,
+    /// A file in `DATA_DIR`.
+    Embedded,
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nats => "nats",
+            Self::Embedded => "embedded",
+        })
+    }
+}
+
+/// Checked settings of the bus.
+#[derive(Debug, Clone, Serialize)]
+pub struct BusConfig {
+    /// The driver.
+    #[serde(rename = "MESSAGE_BUS_DRIVER")]
+    pub driver: Driver,
+    /// Bounds of the stream.
+    #[serde(flatten)]
+    pub retention: Retention,
+    #[serde(rename = "BUS_PREFIX")]
+    prefix: String,
+    #[serde(rename = "PUBLISH_SUBJECT")]
+    subject: String,
+    /// The subjects, parsed.
+    #[serde(skip)]
+    pub subjects: SubjectTemplate,
+    /// NATS; `None` when the driver is another.
+    #[serde(flatten)]
+    pub jetstream: Option<jetstream::JetStreamConfig>,
+}
+
+/// How much a stream keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Retention {
+    /// Oldest message.
+    #[serde(rename = "NATS_STREAM_MAX_AGE", serialize_with = "settings_duration")]
+    pub max_age: Duration,
+    /// Most bytes; `None` is the driver's default.
+    #[serde(rename = "NATS_STREAM_MAX_BYTES")]
+    pub max_bytes: Option<u64>,
+}
+
+/// For how long a stream that Inlet makes knows an id, at most.
+const LONGEST_DUPLICATE_WINDOW: Duration = Duration::from_mins(10);
+
+impl Retention {
+    /// The duplicate window of a stream that Inlet makes.
+    pub fn duplicate_window(&self) -> Duration {
+        self.max_age.min(LONGEST_DUPLICATE_WINDOW)
+    }
+}
+
+/// Writes a duration as settings have it, for `/_debug/config`.
+pub(crate) fn settings_duration<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    match jiff::SignedDuration::try_from(*value) {
+        Ok(duration) => serializer.collect_str(&format_args!("{duration:#}")),
+        Err(_) => serializer.collect_str(&format_args!("{value:?}")),
+    }
+}
+
+impl BusArgs {
+    /// Checks the settings.
+    pub fn check(&self, environment: &settings::Environment, problems: &mut Problems) -> Option<BusConfig> {
+        let jetstream = self.jetstream.check(environment, problems);
+        let has_url = self.jetstream.has_url();
+        let driver = problems.parse_optional("MESSAGE_BUS_DRIVER", self.message_bus_driver.as_ref(), |text| match text {
+            "nats" if !has_url => Err("is nats, but NATS_URL is not set".to_owned()),
+            "nats" => Ok(Driver::Nats),
+            "embedded" => Ok(Driver::Embedded),
+            _ => Err(format!("{text:?} is neither nats nor embedded")),
+        });
+        let max_age = problems.parse("NATS_STREAM_MAX_AGE", &self.nats_stream_max_age, settings::positive_duration);
+        let max_bytes = problems.parse_optional("NATS_STREAM_MAX_BYTES", self.nats_stream_max_bytes.as_ref(), |text| {
+            match settings::bytes(text)? {
+                enough if enough >= 1 << 20 => Ok(enough),
+                _ => Err("must be at least 1MiB".to_owned()),
+            }
+        });
+        let subjects = SubjectTemplate::new(self.bus_prefix.trim(), self.publish_subject.trim())
+            .map_err(|error| problems.add("BUS_PREFIX, PUBLISH_SUBJECT", error))
+            .ok();
+        let driver = driver?.unwrap_or(if has_url { Driver::Nats } else { Driver::Embedded });
+        Some(BusConfig {
+            driver,
+            retention: Retention { max_age: max_age?, max_bytes: max_bytes? },
+            prefix: self.bus_prefix.trim().to_owned(),
+            subject: self.publish_subject.trim().to_owned(),
+            subjects: subjects?,
+            jetstream: if driver == Driver::Nats { jetstream? } else { None },
+        })
+    }
+}
+
+impl BusConfig {
+    /// `BUS_PREFIX`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::id::event_id;
+
+    #[test]
+    fn the_trace_is_the_events_id() {
+        let id = MessageId::of_event(event_id("twitch:885196de-cb67-427a-baa8-82f9b0fcd05f"));
+        assert_eq!(traceparent(id), "00-708dd32c85be515f817a9491a23cd8ae-817a9491a23cd8ae-01");
+    }
+}

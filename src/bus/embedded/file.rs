@@ -1,0 +1,351 @@
+//! The stream's file: rows by the position of their first message, and a few numbers.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
+use tokio::sync::watch;
+
+use super::EmbeddedError;
+use super::row::{self, RowWriter};
+use crate::bus::{Ack, Batch, Message, Start, Wanted};
+use crate::clock::Clock;
+use crate::envelope::MessageId;
+use crate::recent::Recent;
+
+const ROWS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("rows");
+const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
+
+/// Of this layout. A file with a higher one is left alone.
+const FORMAT: u64 = 1;
+
+/// What redb may keep in memory; its own default is 1 GiB.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// A row is closed at this size, whatever still waits for the same commit.
+const LARGEST_ROW: usize = 4 << 20;
+
+/// How much one read brings, in bytes of rows.
+const READ_BYTES: usize = 1 << 20;
+
+/// Ids are also bounded by number: this many take some 100 MiB.
+const MOST_IDS: usize = 4_000_000;
+
+/// What bounds the stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) max_age: Duration,
+    pub(super) max_bytes: u64,
+    pub(super) duplicate_window: Duration,
+}
+
+pub(super) struct StreamFile {
+    path: PathBuf,
+    /// `None` only while it is opened again after a failure.
+    database: RwLock<Option<Database>>,
+    tail: Mutex<Tail>,
+    head: watch::Sender<u64>,
+    created_ns: u64,
+    bounds: Bounds,
+    clock: Clock,
+}
+
+/// What the next commit needs to know of those before.
+struct Tail {
+    known: Recent<u64>,
+    last_position: u64,
+    last_stored_at: Timestamp,
+    bytes: u64,
+}
+
+impl StreamFile {
+    pub(super) fn open(path: &Path, bounds: Bounds, clock: Clock) -> Result<Self, EmbeddedError> {
+        let now = clock.now();
+        let database = open_database(path)?;
+        let created_ns = prepare(&database, now)?;
+        let tail = recover(&database, bounds, now)?;
+        let (head, _) = watch::channel(tail.last_position);
+        Ok(Self {
+            path: path.to_owned(),
+            database: RwLock::new(Some(database)),
+            tail: Mutex::new(tail),
+            head,
+            created_ns,
+            bounds,
+            clock,
+        })
+    }
+
+    pub(super) fn created_ns(&self) -> u64 {
+        self.created_ns
+    }
+
+    /// The last position, and its changes.
+    pub(super) fn head(&self) -> watch::Receiver<u64> {
+        self.head.subscribe()
+    }
+
+    /// Appends what is not known yet, durably, in one commit; the acks come in the order of `messages`. Also
+    /// drops what the bounds no longer allow; with no messages it does only that.
+    pub(super) fn append(&self, messages: &[&Message]) -> Result<Vec<Ack>, EmbeddedError> {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        let appended = self.with_database(|database| commit(database, &mut tail, messages, self.bounds, now));
+        if let Err(error) = appended {
+            // After a failed write redb refuses everything until the file is opened again.
+            self.open_again(&mut tail)?;
+            return Err(error);
+        }
+        self.head.send_if_modified(|head| std::mem::replace(head, tail.last_position) != tail.last_position);
+        appended
+    }
+
+    fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, EmbeddedError>) -> Result<T, EmbeddedError> {
+        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_ref() {
+            Some(database) => work(database),
+            None => Err(write_error(redb::Error::PreviousIo)),
+        }
+    }
+
+    fn open_again(&self, tail: &mut Tail) -> Result<(), EmbeddedError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // The old handle holds the file's lock.
+        *database = None;
+        let opened = open_database(&self.path)?;
+        *tail = recover(&opened, self.bounds, self.clock.now())?;
+        *database = Some(opened);
+        Ok(())
+    }
+
+    /// The position at which following from `start` begins.
+    pub(super) fn position_of(&self, start: Start) -> Result<u64, EmbeddedError> {
+        match start {
+            Start::Position(position) => Ok(position),
+            Start::End => Ok(*self.head.borrow() + 1),
+            Start::Time(time) => self.with_database(|database| position_at(database, time)),
+        }
+    }
+
+    /// Messages from `position` on, and the position behind them.
+    pub(super) fn read(&self, position: u64, content: Wanted) -> Result<(Batch, u64), EmbeddedError> {
+        // Read before the rows are: everything up to it is among them.
+        let head = *self.head.borrow();
+        self.with_database(|database| {
+            let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
+            let from = match rows.range(..=position).map_err(read_error)?.next_back() {
+                Some(found) => found.map_err(read_error)?.0.value(),
+                None => position,
+            };
+            let mut batch = Batch { messages: Vec::new(), is_end: true };
+            let mut next = position;
+            let mut bytes = 0;
+            for found in rows.range(from..).map_err(read_error)? {
+                if bytes >= READ_BYTES {
+                    batch.is_end = false;
+                    break;
+                }
+                let (first, value) = found.map_err(read_error)?;
+                let (first, row) = (first.value(), value.value());
+                bytes += row.len();
+                let stored = row::messages(row, first, content).ok_or(EmbeddedError::Damaged { position: first })?;
+                next = next.max(first + stored.len() as u64);
+                batch.messages.extend(stored.into_iter().filter(|stored| stored.position >= position));
+            }
+            // Positions whose rows are gone by age or size are passed over.
+            Ok(if batch.is_end { (batch, next.max(head + 1)) } else { (batch, next) })
+        })
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, EmbeddedError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(read_error)
+}
+
+/// Makes the tables of a new file, checks the format of an old one; returns when it was created.
+fn prepare(database: &Database, now: Timestamp) -> Result<u64, EmbeddedError> {
+    let writing = database.begin_write().map_err(write_error)?;
+    let created_ns = {
+        let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
+        let format = numbers.get("format").map_err(read_error)?.map(|number| number.value());
+        if let Some(found) = format.filter(|found| *found > FORMAT) {
+            return Err(EmbeddedError::NewerFormat { found, known: FORMAT });
+        }
+        if format.is_none() {
+            let now_ns = u64::try_from(now.as_nanosecond()).unwrap_or_default();
+            numbers.insert("format", FORMAT).map_err(write_error)?;
+            numbers.insert("created_ns", now_ns).map_err(write_error)?;
+        }
+        writing.open_table(ROWS).map_err(write_error)?;
+        numbers.get("created_ns").map_err(read_error)?.map_or(0, |number| number.value())
+    };
+    writing.commit().map_err(write_error)?;
+    Ok(created_ns)
+}
+
+/// Reads back what appending needs: the last position, and the ids of the duplicate window.
+fn recover(database: &Database, bounds: Bounds, now: Timestamp) -> Result<Tail, EmbeddedError> {
+    let reading = database.begin_read().map_err(read_error)?;
+    let numbers = reading.open_table(NUMBERS).map_err(read_error)?;
+    let number = |name: &str| -> Result<u64, EmbeddedError> {
+        Ok(numbers.get(name).map_err(read_error)?.map_or(0, |number| number.value()))
+    };
+    let mut tail = Tail {
+        known: Recent::new(bounds.duplicate_window, MOST_IDS),
+        last_position: number("last_position")?,
+        last_stored_at: Timestamp::UNIX_EPOCH,
+        bytes: number("bytes")?,
+    };
+    let oldest = now - bounds.duplicate_window;
+    let rows = reading.open_table(ROWS).map_err(read_error)?;
+    let mut first_in_window = u64::MAX;
+    for found in rows.iter().map_err(read_error)?.rev() {
+        let (first, value) = found.map_err(read_error)?;
+        let Some(header) = row::header(value.value()) else { break };
+        tail.last_stored_at = tail.last_stored_at.max(header.stored_at);
+        if header.stored_at < oldest {
+            break;
+        }
+        first_in_window = first.value();
+    }
+    for found in rows.range(first_in_window..).map_err(read_error)? {
+        let (first, value) = found.map_err(read_error)?;
+        for stored in row::messages(value.value(), first.value(), Wanted::Headers).unwrap_or_default() {
+            if let Some(id) = stored.id {
+                tail.known.insert(key(id), stored.position, stored.stored_at);
+            }
+        }
+    }
+    Ok(tail)
+}
+
+fn commit(
+    database: &Database,
+    tail: &mut Tail,
+    messages: &[&Message],
+    bounds: Bounds,
+    now: Timestamp,
+) -> Result<Vec<Ack>, EmbeddedError> {
+    // Times in the stream never step back, so that a time can be found by halving.
+    let now = now.max(tail.last_stored_at);
+    tail.known.forget_old(now);
+    let mut position = tail.last_position;
+    let mut rows = vec![(position + 1, RowWriter::new(now))];
+    let mut added = HashMap::new();
+    let mut acks = Vec::with_capacity(messages.len());
+    for message in messages {
+        let id = key(message.id);
+        if let Some(known) = tail.known.get(id).or_else(|| added.get(&id).copied()) {
+            acks.push(Ack { position: known, duplicate: true });
+            continue;
+        }
+        if rows.last().is_none_or(|(_, row)| row.len() >= LARGEST_ROW) {
+            rows.push((position + 1, RowWriter::new(now)));
+        }
+        position += 1;
+        if let Some((_, row)) = rows.last_mut() {
+            row.push(message);
+        }
+        added.insert(id, position);
+        acks.push(Ack { position, duplicate: false });
+    }
+    let rows: Vec<_> =
+        rows.into_iter().filter(|(_, row)| row.count() > 0).map(|(first, row)| (first, row.finish())).collect();
+    tail.bytes = write(database, &rows, (position, tail.bytes), bounds, now)?;
+    for (id, position) in added {
+        tail.known.insert(id, position, now);
+    }
+    tail.last_position = position;
+    tail.last_stored_at = now;
+    Ok(acks)
+}
+
+/// The commit itself: new rows in, rows beyond the bounds out; returns the bytes that are left.
+fn write(
+    database: &Database,
+    new: &[(u64, Vec<u8>)],
+    (last_position, bytes_before): (u64, u64),
+    bounds: Bounds,
+    now: Timestamp,
+) -> Result<u64, EmbeddedError> {
+    let added: u64 = new.iter().map(|(_, row)| row.len() as u64).sum();
+    let writing = database.begin_write().map_err(write_error)?;
+    let bytes = {
+        let mut rows = writing.open_table(ROWS).map_err(write_error)?;
+        for (first, row) in new {
+            rows.insert(first, row.as_slice()).map_err(write_error)?;
+        }
+        let bytes = drop_beyond(&mut rows, bounds, bytes_before + added, now)?;
+        let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
+        numbers.insert("last_position", last_position).map_err(write_error)?;
+        numbers.insert("bytes", bytes).map_err(write_error)?;
+        bytes
+    };
+    if new.is_empty() && bytes == bytes_before {
+        writing.abort().map_err(write_error)?;
+    } else {
+        writing.commit().map_err(write_error)?;
+    }
+    Ok(bytes)
+}
+
+fn drop_beyond(
+    rows: &mut Table<'_, u64, &'static [u8]>,
+    bounds: Bounds,
+    mut bytes: u64,
+    now: Timestamp,
+) -> Result<u64, EmbeddedError> {
+    let oldest = now - bounds.max_age;
+    loop {
+        let Some((length, too_old)) = rows.first().map_err(read_error)?.map(|(_, row)| {
+            let row = row.value();
+            (row.len() as u64, row::header(row).is_none_or(|header| header.stored_at < oldest))
+        }) else {
+            return Ok(0);
+        };
+        if !too_old && bytes <= bounds.max_bytes {
+            return Ok(bytes);
+        }
+        rows.pop_first().map_err(write_error)?;
+        bytes = bytes.saturating_sub(length);
+    }
+}
+
+/// First position stored at or after `time`, by halving.
+fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedError> {
+    let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
+    let (Some((first, _)), Some((last, row))) = (rows.first().map_err(read_error)?, rows.last().map_err(read_error)?)
+    else {
+        return Ok(0);
+    };
+    let mut low = first.value();
+    let mut high = last.value() + row::header(row.value()).map_or(1, |header| header.count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let Some(found) = rows.range(..=middle).map_err(read_error)?.next_back() else { break };
+        let (row_first, value) = found.map_err(read_error)?;
+        let header = row::header(value.value()).ok_or(EmbeddedError::Damaged { position: row_first.value() })?;
+        if header.stored_at < time {
+            low = row_first.value() + header.count;
+        } else {
+            high = row_first.value();
+        }
+    }
+    Ok(low)
+}
+
+/// Ids of events and of dead letters share a map: a dead letter's is the complement of its event's.
+fn key(id: MessageId) -> u128 {
+    if id.is_dead_letter { !id.event.as_u128() } else { id.event.as_u128() }
+}
+
+fn read_error(error: impl Into<redb::Error>) -> EmbeddedError {
+    EmbeddedError::Read(Box::new(error.into()))
+}
+
+fn write_error(error: impl Into<redb::Error>) -> EmbeddedError {
+    EmbeddedError::Write(Box::new(error.into()))
+}

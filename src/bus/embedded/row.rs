@@ -1,0 +1,175 @@
+//! One row: the messages of one commit, as bytes.
+//!
+//! ```text
+//! crc32 u32 | stored at, Unix ms, i64 | count u32 | count × message
+//! message = id 16 B | is dead letter u8 | type u8+bytes | subject u16+bytes | payload u32+bytes
+//! ```
+//! Integers are little-endian; the checksum is over everything behind it.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::bus::{Message, Stored, Wanted};
+use crate::envelope::MessageId;
+
+const CHECKSUM: usize = 4;
+const HEADER: usize = CHECKSUM + 8 + 4;
+
+/// Writes a row.
+#[derive(Debug)]
+pub(super) struct RowWriter {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl RowWriter {
+    pub(super) fn new(stored_at: Timestamp) -> Self {
+        let mut bytes = Vec::with_capacity(4096);
+        bytes.put_u32_le(0);
+        bytes.put_i64_le(stored_at.as_millisecond());
+        bytes.put_u32_le(0);
+        Self { bytes, count: 0 }
+    }
+
+    /// Adds a message.
+    #[expect(clippy::cast_possible_truncation, reason = "subjects and types are ours, payloads bounded before")]
+    pub(super) fn push(&mut self, message: &Message) {
+        self.bytes.put_slice(message.id.event.as_bytes());
+        self.bytes.put_u8(u8::from(message.id.is_dead_letter));
+        self.bytes.put_u8(message.kind.len() as u8);
+        self.bytes.put_slice(message.kind.as_bytes());
+        self.bytes.put_u16_le(message.subject.len() as u16);
+        self.bytes.put_slice(message.subject.as_bytes());
+        self.bytes.put_u32_le(message.payload.len() as u32);
+        self.bytes.put_slice(&message.payload);
+        self.count += 1;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        self.bytes[HEADER - 4..HEADER].copy_from_slice(&self.count.to_le_bytes());
+        let checksum = crc32fast::hash(&self.bytes[CHECKSUM..]);
+        self.bytes[..CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+        self.bytes
+    }
+}
+
+/// What stands at the head of a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowHeader {
+    pub(super) stored_at: Timestamp,
+    pub(super) count: u64,
+}
+
+/// Reads a row's head alone.
+pub(super) fn header(mut row: &[u8]) -> Option<RowHeader> {
+    row.try_get_u32_le().ok()?;
+    let stored_at = Timestamp::from_millisecond(row.try_get_i64_le().ok()?).ok()?;
+    let count = u64::from(row.try_get_u32_le().ok()?);
+    Some(RowHeader { stored_at, count })
+}
+
+/// Reads a whole row whose first message is at `first`; `None` if it is not what was written.
+pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<Stored>> {
+    let RowHeader { stored_at, count } = header(row)?;
+    let checksum = row.get(..CHECKSUM)?.try_into().ok().map(u32::from_le_bytes)?;
+    if crc32fast::hash(row.get(CHECKSUM..)?) != checksum {
+        return None;
+    }
+    let mut rest = row.get(HEADER..)?;
+    let mut messages = Vec::new();
+    let mut last_subject: Arc<str> = Arc::from("");
+    for position in first..first + count {
+        let event = Uuid::from_slice(take(&mut rest, 16)?).ok()?;
+        let is_dead_letter = rest.try_get_u8().ok()? != 0;
+        let kind_length = usize::from(rest.try_get_u8().ok()?);
+        let kind = std::str::from_utf8(take(&mut rest, kind_length)?).ok()?.to_owned();
+        let subject_length = usize::from(rest.try_get_u16_le().ok()?);
+        let subject = std::str::from_utf8(take(&mut rest, subject_length)?).ok()?;
+        if *last_subject != *subject {
+            last_subject = Arc::from(subject);
+        }
+        let payload_length = usize::try_from(rest.try_get_u32_le().ok()?).ok()?;
+        let payload = take(&mut rest, payload_length)?;
+        messages.push(Stored {
+            position,
+            stored_at,
+            id: Some(MessageId { event, is_dead_letter }),
+            subject: Arc::clone(&last_subject),
+            kind,
+            payload: match content {
+                Wanted::Whole => Bytes::copy_from_slice(payload),
+                Wanted::Headers => Bytes::new(),
+            },
+        });
+    }
+    Some(messages)
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, left) = rest.split_at_checked(length)?;
+    *rest = left;
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(payload: Vec<u8>, dead: bool) -> Message {
+        let event = crate::envelope::id::event_id(&format!("test:{payload:?}"));
+        Message {
+            subject: Arc::from("internal.ingress.v1"),
+            id: MessageId { event, is_dead_letter: dead },
+            kind: "external.chat.message.v1",
+            payload: payload.into(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_back_as_written(payloads in prop::collection::vec(any::<(Vec<u8>, bool)>(), 1..20), first in 1..u64::MAX / 2) {
+            let at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
+            let mut writer = RowWriter::new(at);
+            let written: Vec<_> = payloads.into_iter().map(|(payload, dead)| message(payload, dead)).collect();
+            written.iter().for_each(|message| writer.push(message));
+            let row = writer.finish();
+            let read = messages(&row, first, Wanted::Whole).unwrap();
+            prop_assert_eq!(read.len(), written.len());
+            for (index, (read, written)) in read.iter().zip(&written).enumerate() {
+                prop_assert_eq!(read.position, first + index as u64);
+                prop_assert_eq!(read.id, Some(written.id));
+                prop_assert_eq!(&read.payload, &written.payload);
+                prop_assert_eq!(&*read.subject, &*written.subject);
+                prop_assert_eq!(read.stored_at, at);
+            }
+        }
+
+        #[test]
+        fn damage_is_noticed_and_never_a_panic(
+            payload in any::<Vec<u8>>(),
+            place in any::<prop::sample::Index>(),
+            bit in 0..8u8,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut writer = RowWriter::new(Timestamp::UNIX_EPOCH);
+            writer.push(&message(payload, false));
+            let row = writer.finish();
+            let mut flipped = row.clone();
+            flipped[place.index(row.len())] ^= 1 << bit;
+            prop_assert!(messages(&flipped, 1, Wanted::Headers).is_none());
+            prop_assert!(messages(&row[..cut.index(row.len())], 1, Wanted::Headers).is_none());
+        }
+    }
+}

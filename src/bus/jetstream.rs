@@ -1,0 +1,315 @@
+//! NATS JetStream.
+//!
+//! Each connection is a session of its own. `async-nats` would reconnect by itself and then send what was
+//! left in its buffers, behind our back and before what was lost: order would break. So a session ends with
+//! its connection, everything unsettled is said to be unknown, and the sender sends it again, in order, on the
+//! next one.
+
+mod ensure;
+mod follow;
+mod lane;
+mod session;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use serde::{Serialize, Serializer};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{Bus, BusError, BusState, Follower, Lane, Retention, Start, StreamInfo, Wanted};
+use crate::envelope::SubjectTemplate;
+use crate::retry::Backoff;
+use crate::secret::{Secret, without_user_info};
+use crate::settings::{self, Environment, Problems};
+use crate::tasks::Tasks;
+use crate::tls::TlsConfig;
+use session::{Session, gone};
+
+/// Waits between attempts to connect.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// Settings of NATS.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "NATS")]
+pub struct JetStreamArgs {
+    /// Servers, one or more with commas between; user:password@ or token@ allowed
+    #[arg(long, env)]
+    nats_url: Option<String>,
+    /// Path of a .creds file
+    #[arg(long, env)]
+    nats_creds_file: Option<String>,
+    /// Path of an nkey seed
+    #[arg(long, env)]
+    nats_nkey_file: Option<String>,
+    /// Client certificate, PEM
+    #[arg(long, env)]
+    nats_tls_cert_file: Option<String>,
+    /// Its key, PEM
+    #[arg(long, env)]
+    nats_tls_key_file: Option<String>,
+    /// The stream; left out: the one that covers the subject, else INLET is created
+    #[arg(long, env)]
+    nats_stream: Option<String>,
+    /// Replicas of a stream that is created
+    #[arg(long, env, default_value = "1")]
+    nats_stream_replicas: String,
+}
+
+/// Checked settings of NATS.
+#[derive(Debug, Clone, Serialize)]
+pub struct JetStreamConfig {
+    #[serde(rename = "NATS_URL", serialize_with = "shown_urls")]
+    urls: Vec<Secret>,
+    #[serde(rename = "NATS_CREDS_FILE", serialize_with = "shown_if_set")]
+    credentials: Option<Secret>,
+    #[serde(rename = "NATS_NKEY_FILE", serialize_with = "shown_if_set")]
+    nkey: Option<Secret>,
+    #[serde(rename = "NATS_TLS_CERT_FILE")]
+    certificate: Option<std::path::PathBuf>,
+    #[serde(rename = "NATS_TLS_KEY_FILE")]
+    certificate_key: Option<std::path::PathBuf>,
+    #[serde(rename = "NATS_STREAM")]
+    stream: Option<String>,
+    #[serde(rename = "NATS_STREAM_REPLICAS")]
+    replicas: usize,
+}
+
+fn shown_urls<S: Serializer>(urls: &[Secret], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(urls.iter().map(|url| without_user_info(url.expose())))
+}
+
+#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
+fn shown_if_set<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    secret.serialize(serializer)
+}
+
+impl JetStreamArgs {
+    /// Whether `NATS_URL` is set.
+    pub fn has_url(&self) -> bool {
+        self.nats_url.as_ref().is_some_and(|url| !url.trim().is_empty())
+    }
+
+    /// Checks the settings; the inner `None` is "no `NATS_URL`".
+    #[expect(clippy::option_option, reason = "left out and wrong are different things")]
+    pub fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<JetStreamConfig>> {
+        let urls = problems.parse_optional("NATS_URL", self.nats_url.as_ref(), |text| {
+            text.split(',').map(|url| session::checked_url(url.trim())).collect::<Result<Vec<_>, _>>()
+        });
+        let secret_in = |text: &str| match std::fs::read_to_string(text) {
+            Ok(secret) => Ok(Secret::new(secret.trim())),
+            Err(error) => Err(format!("{text:?} cannot be read: {error}")),
+        };
+        let credentials = problems.parse_optional("NATS_CREDS_FILE", self.nats_creds_file.as_ref(), secret_in);
+        let nkey = problems.parse_optional("NATS_NKEY_FILE", self.nats_nkey_file.as_ref(), secret_in);
+        let certificate =
+            problems.parse_optional("NATS_TLS_CERT_FILE", self.nats_tls_cert_file.as_ref(), settings::readable_file);
+        let certificate_key =
+            problems.parse_optional("NATS_TLS_KEY_FILE", self.nats_tls_key_file.as_ref(), settings::readable_file);
+        let stream = problems.parse_optional("NATS_STREAM", self.nats_stream.as_ref(), stream_name);
+        let replicas = problems.parse("NATS_STREAM_REPLICAS", &self.nats_stream_replicas, settings::count(1, 5));
+        let (certificate, certificate_key) = (certificate?, certificate_key?);
+        if certificate.is_some() != certificate_key.is_some() {
+            problems.add("NATS_TLS_CERT_FILE", "and NATS_TLS_KEY_FILE go together");
+        }
+        let (credentials, nkey) = (credentials?, nkey?);
+        if credentials.is_some() && nkey.is_some() {
+            problems.add("NATS_CREDS_FILE", "and NATS_NKEY_FILE exclude each other");
+        }
+        let (stream, replicas) = (stream?, replicas?);
+        Some(urls?.map(|urls| JetStreamConfig { urls, credentials, nkey, certificate, certificate_key, stream, replicas }))
+    }
+}
+
+fn stream_name(text: &str) -> Result<String, String> {
+    if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\')) {
+        return Err(format!("{text:?} is no name of a stream"));
+    }
+    Ok(text.to_owned())
+}
+
+/// What the stream is to be like; what [`ensure`] needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Desired {
+    subjects: SubjectTemplate,
+    stream: Option<String>,
+    default_name: String,
+    retention: Retention,
+    replicas: usize,
+}
+
+/// A bus on NATS JetStream.
+pub struct JetStreamBus {
+    shared: Arc<Shared>,
+    /// The keeper of the connection and the lanes. They end with the bus.
+    tasks: Mutex<Tasks>,
+}
+
+struct Shared {
+    state: watch::Sender<BusState>,
+    /// The session that stands, if one does.
+    session: watch::Sender<Option<Session>>,
+    /// Somebody was told that the stream is not there.
+    stream_missed: Notify,
+    last_info: Mutex<Option<StreamInfo>>,
+    desired: Desired,
+}
+
+impl JetStreamBus {
+    /// Starts connecting in the background; [`Bus::state`] says how it goes.
+    pub fn start(config: JetStreamConfig, bus: &super::BusConfig, tls: &TlsConfig, window: usize) -> Arc<Self> {
+        let desired = Desired {
+            subjects: bus.subjects.clone(),
+            stream: config.stream.clone(),
+            default_name: ensure::default_name(bus.prefix()),
+            retention: bus.retention,
+            replicas: config.replicas,
+        };
+        let shared = Arc::new(Shared {
+            state: watch::Sender::new(BusState::Connecting),
+            session: watch::Sender::new(None),
+            stream_missed: Notify::new(),
+            last_info: Mutex::new(None),
+            desired,
+        });
+        let connector = session::Connector::new(config, tls.clone(), window);
+        let mut tasks = Tasks::new();
+        tasks.spawn("nats connection", keep_connected(Arc::clone(&shared), connector));
+        Arc::new(Self { shared, tasks: Mutex::new(tasks) })
+    }
+}
+
+impl Bus for JetStreamBus {
+    fn state(&self) -> watch::Receiver<BusState> {
+        self.shared.state.subscribe()
+    }
+
+    fn open_lane(&self, window: usize) -> Lane {
+        let (messages, inbox) = mpsc::channel(window);
+        let (outbox, settled) = mpsc::channel(window);
+        let lane = lane::LaneEnd::new(Arc::clone(&self.shared), inbox, outbox);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn("nats lane", lane.run());
+        Lane { messages, settled }
+    }
+
+    fn follow(&self, start: Start, content: Wanted) -> BoxFuture<'_, Result<Follower, BusError>> {
+        async move {
+            let session = self.shared.session.borrow().clone();
+            let Some(session) = session else {
+                let state = self.shared.state.borrow().clone();
+                return Err(match state {
+                    BusState::Unfit(why) => BusError::Unfit(why),
+                    other => BusError::Away(other.why().unwrap_or("not connected").to_owned()),
+                });
+            };
+            follow::follow(session, self.shared.desired.subjects.clone(), start, content).await
+        }
+        .boxed()
+    }
+
+    fn stream(&self) -> Option<StreamInfo> {
+        self.shared.last_info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Connects, looks after the stream, and starts over when the connection is lost.
+async fn keep_connected(shared: Arc<Shared>, mut connector: session::Connector) {
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    let mut created_here = false;
+    loop {
+        match connector.connect().await {
+            Ok(link) => {
+                let kept = keep_stream(&shared, &link, &mut created_here, &mut backoff).await;
+                shared.session.send_replace(None);
+                if let Err(error) = kept {
+                    shared.say(BusState::Away(error));
+                }
+            }
+            Err(error) => shared.say(BusState::Away(error)),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+/// Ensures the stream for as long as the connection stands; returns why it no longer does.
+async fn keep_stream(
+    shared: &Shared,
+    link: &session::Link,
+    created_here: &mut bool,
+    backoff: &mut Backoff,
+) -> Result<(), String> {
+    let mut lost = link.lost();
+    loop {
+        let ensured = tokio::select! {
+            ensured = ensure::ensure(link.context(), &shared.desired, *created_here) => ensured,
+            () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
+        };
+        let wait = match ensured {
+            Ok(attached) => {
+                *created_here |= attached.created;
+                shared.attach(Session::new(link, attached, link.largest_message()));
+                backoff.reset();
+                None
+            }
+            Err(BusError::Unfit(why)) => {
+                shared.session.send_replace(None);
+                shared.say(BusState::Unfit(why));
+                Some(backoff.next_wait())
+            }
+            Err(error) => {
+                shared.session.send_replace(None);
+                shared.say(BusState::Away(error.to_string()));
+                Some(backoff.next_wait())
+            }
+        };
+        tokio::select! {
+            () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
+            () = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => {
+                        shared.stream_missed.notified().await;
+                        // Many messages miss it at once; one look is enough.
+                        tokio::time::sleep(FIRST_RETRY).await;
+                    }
+                }
+            } => {}
+        }
+    }
+}
+
+impl Shared {
+    fn attach(&self, session: Session) {
+        let info = session.info();
+        *self.last_info.lock().unwrap_or_else(PoisonError::into_inner) = Some(info.clone());
+        self.session.send_if_modified(|current| {
+            // The same stream on the same connection, looked at again: nothing changed.
+            let same = current.as_ref().is_some_and(|current| current.is_same(&session));
+            if !same {
+                *current = Some(session);
+            }
+            !same
+        });
+        self.say(BusState::Up);
+    }
+
+    /// Notes the state, and logs it when it changes: transitions, not attempts.
+    fn say(&self, state: BusState) {
+        self.state.send_if_modified(|current| {
+            if *current == state {
+                return false;
+            }
+            match (&*current, &state) {
+                (_, BusState::Up) => tracing::info!("NATS is up"),
+                (_, BusState::Unfit(why)) => tracing::error!(error = why, "NATS has no stream that can be used"),
+                (BusState::Away(_), BusState::Away(_)) | (_, BusState::Connecting) => {}
+                (_, BusState::Away(why)) => tracing::warn!(error = why, "NATS is away"),
+            }
+            *current = state;
+            true
+        });
+    }
+}

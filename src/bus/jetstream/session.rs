@@ -1,0 +1,168 @@
+//! One connection to one server, for as long as it stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, context::Context};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use tokio::sync::watch;
+
+use super::JetStreamConfig;
+use super::ensure::Attached;
+use crate::bus::StreamInfo;
+use crate::secret::{Secret, without_user_info};
+use crate::telemetry::logs::with_causes;
+use crate::tls::TlsConfig;
+
+/// With two unanswered PINGs a peer is dead: noticed within 12 s, however open the socket looks.
+const PING_PERIOD: Duration = Duration::from_secs(4);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where nobody listens: what a lost connection is told to reconnect to, so that it ends instead.
+const NOWHERE: &str = "nats://127.0.0.1:0";
+
+/// A checked server address, user-info included.
+pub(super) fn checked_url(text: &str) -> Result<Secret, String> {
+    let shown = without_user_info(text);
+    let address: ServerAddr = text.parse().map_err(|_| format!("{shown:?} is no address such as nats://host:4222"))?;
+    match address.scheme() {
+        "nats" | "tls" => Ok(Secret::new(text)),
+        other => Err(format!("{shown:?}: {other} is neither nats nor tls")),
+    }
+}
+
+/// Makes connections, one server after the other.
+pub(super) struct Connector {
+    config: JetStreamConfig,
+    tls: TlsConfig,
+    window: usize,
+    next_server: usize,
+}
+
+impl Connector {
+    pub(super) fn new(config: JetStreamConfig, tls: TlsConfig, window: usize) -> Self {
+        Self { config, tls, window, next_server: 0 }
+    }
+
+    /// Connects to the next server in turn.
+    pub(super) async fn connect(&mut self) -> Result<Link, String> {
+        let url = self.config.urls[self.next_server % self.config.urls.len()].clone();
+        self.next_server += 1;
+        let (lost, lost_seen) = watch::channel(false);
+        let address: ServerAddr = url.expose().parse().map_err(|_| "NATS_URL is no address".to_owned())?;
+        let options = self.options(&address)?.event_callback(move |event| {
+            let ends = matches!(event, Event::Disconnected | Event::Closed);
+            lost.send_if_modified(|lost| ends && !std::mem::replace(lost, true));
+            async {}
+        });
+        let client = options.connect(address).await.map_err(|error| with_causes(&error))?;
+        // There is no "never reconnect": one attempt is the least. This makes that one fail at once.
+        client.set_server_pool(NOWHERE).await.map_err(|error| with_causes(&error))?;
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(REQUEST_TIMEOUT);
+        Ok(Link { client, context, lost: lost_seen })
+    }
+
+    fn options(&self, address: &ServerAddr) -> Result<ConnectOptions, String> {
+        let config = &self.config;
+        let mut options = ConnectOptions::new()
+            .name("inlet")
+            .ping_interval(PING_PERIOD)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .max_reconnects(1)
+            .ignore_discovered_servers()
+            .skip_subject_validation(true)
+            // Room for every message of the window and its repetitions until a dead peer is noticed.
+            .client_capacity(self.window * 4 + 64);
+        options = match (address.username(), address.password()) {
+            (Some(user), Some(password)) => options.user_and_password(decoded(user), decoded(password)),
+            (Some(token), None) => options.token(decoded(token)),
+            (None, _) => options,
+        };
+        if let Some(credentials) = &config.credentials {
+            options = options.credentials(credentials.expose()).map_err(|_| "NATS_CREDS_FILE holds no credentials")?;
+        }
+        if let Some(nkey) = &config.nkey {
+            options = options.nkey(nkey.expose().to_owned());
+        }
+        if let Some(ca_file) = &self.tls.ca_file {
+            options = options.add_root_certificates(ca_file.clone());
+        }
+        if let (Some(certificate), Some(key)) = (&config.certificate, &config.certificate_key) {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        Ok(options)
+    }
+}
+
+/// User-info as it was meant: an address holds it percent-encoded.
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// A connection.
+pub(super) struct Link {
+    client: Client,
+    context: Context,
+    lost: watch::Receiver<bool>,
+}
+
+impl Link {
+    /// Becomes true when the connection is gone.
+    pub(super) fn lost(&self) -> watch::Receiver<bool> {
+        self.lost.clone()
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Largest message the server takes, headers included.
+    pub(super) fn largest_message(&self) -> usize {
+        self.client.server_info().max_payload
+    }
+}
+
+/// Waits until the connection is gone.
+pub(super) async fn gone(lost: &mut watch::Receiver<bool>) {
+    // An error says that nobody is left who could tell: gone as well.
+    drop(lost.wait_for(|lost| *lost).await);
+}
+
+/// A connection and the stream found on it. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Session {
+    pub(super) client: Client,
+    pub(super) context: Context,
+    pub(super) lost: watch::Receiver<bool>,
+    pub(super) stream_name: Arc<str>,
+    info: StreamInfo,
+}
+
+impl Session {
+    pub(super) fn new(link: &Link, attached: Attached, largest_message: usize) -> Self {
+        let info = StreamInfo {
+            identity: attached.identity,
+            duplicate_window: attached.duplicate_window,
+            largest_message: largest_message.min(attached.largest_message.unwrap_or(usize::MAX)),
+        };
+        Self {
+            client: link.client.clone(),
+            context: link.context.clone(),
+            lost: link.lost(),
+            stream_name: attached.name.into(),
+            info,
+        }
+    }
+
+    pub(super) fn info(&self) -> StreamInfo {
+        self.info.clone()
+    }
+
+    /// Whether this is the same stream on the same connection.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.lost.same_channel(&other.lost) && self.info == other.info
+    }
+}

@@ -1,0 +1,327 @@
+//! A normalised event on its way to becoming an envelope. What a source makes, and all that it makes.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use super::deadletter::DeadLetterReason;
+use crate::label;
+
+label! {
+    /// The source that took an event in.
+    pub enum Origin {
+        /// A live Twitch connection.
+        Twitch => "twitch",
+        /// Captured lines fed in by hand.
+        Replay => "replay",
+    }
+}
+
+/// The type of an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum EventType {
+    /// Somebody said something.
+    #[serde(rename = "external.chat.message.v1")]
+    ChatMessage,
+    /// The platform announced something: a subscription, a raid, ….
+    #[serde(rename = "external.chat.notice.v1")]
+    ChatNotice,
+    /// A moderator acted.
+    #[serde(rename = "external.chat.moderation.v1")]
+    ChatModeration,
+}
+
+impl EventType {
+    /// The type as it stands in the envelope and in the header `type`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ChatMessage => "external.chat.message.v1",
+            Self::ChatNotice => "external.chat.notice.v1",
+            Self::ChatModeration => "external.chat.moderation.v1",
+        }
+    }
+}
+
+/// One thing that a source received: an event, or something that cannot be made one.
+#[derive(Debug)]
+pub struct Draft {
+    /// Which source took it in.
+    pub origin: Origin,
+    /// The event's id: derived from its idempotency key, so the same event has the same id everywhere.
+    pub id: Uuid,
+    /// When it was taken in.
+    pub taken_in_at: Timestamp,
+    /// The same moment on the monotonic clock, for measuring.
+    pub taken_in: Instant,
+    /// No copy of it can be in the stream from before this time; where a look back starts.
+    pub not_published_before: Timestamp,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a draft holds.
+#[derive(Debug)]
+pub enum Content {
+    /// A normalised event.
+    Event(Box<Event>),
+    /// Bytes that cannot be normalised, bound for the dead letters.
+    Unusable {
+        /// Why.
+        reason: DeadLetterReason,
+        /// The same for a person.
+        message: String,
+        /// The bytes as received.
+        original: Bytes,
+    },
+}
+
+/// A normalised event.
+#[derive(Debug)]
+pub struct Event {
+    /// Its type.
+    pub kind: EventType,
+    /// When the platform says it happened; when it was taken in, if the platform does not say.
+    pub occurred_at: Timestamp,
+    /// What makes two copies of it the same event.
+    pub idempotency_key: String,
+    /// Where it happened.
+    pub source: SourceRef,
+    /// Who it is of, if the platform says.
+    pub user: Option<User>,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// Where an event happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRef {
+    /// The platform's name, lower case.
+    pub platform: &'static str,
+    /// The channel's login, lower case, without `#`.
+    pub channel: String,
+    /// The channel's stable id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel_id: Option<String>,
+}
+
+/// The user of an event, as far as the event itself tells.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// The platform's own id.
+    pub id: String,
+    /// The login.
+    pub name: String,
+    /// The name as the user writes it.
+    pub display_name: String,
+    /// Empty where the platform does not send it with its events.
+    pub profile_image_url: String,
+    /// The highest of `roles`.
+    pub role: Role,
+    /// All roles, highest first.
+    pub roles: Vec<Role>,
+    /// Labels, sorted and unique.
+    pub tags: Vec<String>,
+}
+
+/// What a user is in the channel; highest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The channel is theirs.
+    Broadcaster,
+    /// May delete and ban.
+    Moderator,
+    /// Marked by the broadcaster.
+    Vip,
+    /// Pays.
+    Subscriber,
+    /// Everybody else.
+    Viewer,
+}
+
+/// What happened.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Payload {
+    /// A chat message.
+    Message(MessagePayload),
+    /// A notice.
+    Notice(NoticePayload),
+    /// An act of moderation.
+    Moderation(ModerationPayload),
+}
+
+/// Payload of `external.chat.message.v1`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessagePayload {
+    /// The text, without the wrapping of `/me`.
+    pub text: String,
+    /// What it shares with notices.
+    #[serde(flatten)]
+    pub said: Said,
+}
+
+/// Payload of `external.chat.notice.v1`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NoticePayload {
+    /// The platform's kind, as it came.
+    pub kind: String,
+    /// The platform's text.
+    pub system_text: String,
+    /// The user's text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The platform's parameters, named without their prefix.
+    pub params: Pairs,
+    /// What it shares with chat messages.
+    #[serde(flatten)]
+    pub said: Said,
+}
+
+/// What chat messages and notices have in common.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Said {
+    /// The platform's id of the line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// Whether it was said with `/me`.
+    pub is_action: bool,
+    /// `name/version`, as they came.
+    pub badges: Vec<String>,
+    /// Holds the role.
+    pub is_mod: bool,
+    /// Holds the role.
+    pub is_subscriber: bool,
+    /// Holds the role.
+    pub is_vip: bool,
+    /// Holds the role.
+    pub is_broadcaster: bool,
+    /// `#RRGGBB`, or empty.
+    pub color: String,
+    /// Bits cheered.
+    pub bits: u64,
+    /// Emotes in the text, by position.
+    pub emotes: Vec<Emote>,
+    /// What it replies to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Reply>,
+    /// Where a shared chat's copy comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_chat: Option<SharedChat>,
+    /// The line's tags.
+    pub raw: Raw,
+}
+
+/// Payload of `external.chat.moderation.v1`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModerationPayload {
+    /// What was done.
+    pub action: ModerationAction,
+    /// To whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_user_id: Option<String>,
+    /// To whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_login: Option<String>,
+    /// For how long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<u64>,
+    /// To which message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_message_id: Option<String>,
+    /// The line's tags.
+    pub raw: Raw,
+}
+
+/// What a moderator did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModerationAction {
+    /// Shut a user out for good.
+    Ban,
+    /// Shut a user out for a while.
+    Timeout,
+    /// Cleared the room.
+    Clear,
+    /// Deleted one message.
+    Delete,
+}
+
+/// An emote at its place in the text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Emote {
+    /// The platform's id.
+    pub id: String,
+    /// The text it stands for.
+    pub name: String,
+    /// First code point.
+    pub start: usize,
+    /// First code point after it.
+    pub end: usize,
+}
+
+/// What a message replies to.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// The message replied to.
+    pub parent_message_id: String,
+    /// Its author.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_user_id: Option<String>,
+    /// Its author.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_user_login: Option<String>,
+    /// The message that began the thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_message_id: Option<String>,
+}
+
+/// Where a shared chat's copy comes from.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedChat {
+    /// The room it was said in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_room_id: Option<String>,
+    /// Its id there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_message_id: Option<String>,
+    /// A notice's kind there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_kind: Option<String>,
+}
+
+/// The line's tags, as they came.
+#[derive(Debug, Serialize)]
+pub struct Raw {
+    /// Unescaped, sorted by key.
+    pub tags: Pairs,
+    /// Set when not all of them fit.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+/// Keys and values in a given order, written as a JSON object.
+#[derive(Debug, Default)]
+pub struct Pairs(pub Vec<(String, String)>);
+
+impl Serialize for Pairs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (key, value) in &self.0 {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,140 @@
+//! Deterministic ids: the same event gets the same id, whoever takes it in and however often.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// UUIDv5 of the URL `urn:inlet:event`.
+const EVENTS: Uuid = Uuid::from_u128(0x99c4_52c6_807f_5d66_b35a_2ce5_031c_89dc);
+
+/// What a dead letter's message id starts with. One stream de-duplicates across its subjects, so a dead letter
+/// needs an id of its own.
+const DEAD_LETTER_PREFIX: &str = "dlq-";
+
+/// The id of the event with this idempotency key.
+pub fn event_id(idempotency_key: &str) -> Uuid {
+    Uuid::new_v5(&EVENTS, idempotency_key.as_bytes())
+}
+
+/// The idempotency key of something without an id of its own: the first 32 hex digits of its SHA-256.
+pub fn content_key(platform: &str, content: &[u8]) -> String {
+    use fmt::Write as _;
+    let digest = Sha256::digest(content);
+    let mut key = format!("{platform}:sha256-");
+    for byte in &digest[..16] {
+        let written = write!(key, "{byte:02x}");
+        debug_assert!(written.is_ok(), "writing to a String does not fail");
+    }
+    key
+}
+
+/// `users/<provider>:<id>`, the user's document.
+pub fn user_ref(provider: &str, user_id: &str) -> String {
+    let mut path = String::with_capacity(7 + provider.len() + user_id.len());
+    path.push_str("users/");
+    push_escaped(&mut path, provider);
+    path.push(':');
+    push_escaped(&mut path, user_id);
+    path
+}
+
+/// Percent-escapes what a document's name may not hold, the same for every store: `%`, `/` and `:` anywhere,
+/// and the whole names `.`, `..` and `__…__`.
+fn push_escaped(path: &mut String, part: &str) {
+    let reserved = matches!(part, "." | "..") || (part.len() >= 4 && part.starts_with("__") && part.ends_with("__"));
+    for (at, letter) in part.char_indices() {
+        match letter {
+            '%' => path.push_str("%25"),
+            '/' => path.push_str("%2F"),
+            ':' => path.push_str("%3A"),
+            '.' if reserved => path.push_str("%2E"),
+            '_' if reserved && at == 0 => path.push_str("%5F"),
+            _ => path.push(letter),
+        }
+    }
+}
+
+/// The id under which a message is published: the stream keeps one message of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId {
+    /// The event's id.
+    pub event: Uuid,
+    /// Whether this is the event's dead letter rather than its envelope.
+    pub is_dead_letter: bool,
+}
+
+impl MessageId {
+    /// The id of an event's envelope.
+    pub fn of_event(event: Uuid) -> Self {
+        Self { event, is_dead_letter: false }
+    }
+
+    /// The id of an event's dead letter.
+    pub fn of_dead_letter(event: Uuid) -> Self {
+        Self { event, is_dead_letter: true }
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_dead_letter {
+            f.write_str(DEAD_LETTER_PREFIX)?;
+        }
+        self.event.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for MessageId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        match text.strip_prefix(DEAD_LETTER_PREFIX) {
+            Some(event) => event.parse().map(Self::of_dead_letter),
+            None => text.parse().map(Self::of_event),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contracts_example_holds() {
+        assert_eq!(EVENTS, Uuid::new_v5(&Uuid::NAMESPACE_URL, b"urn:inlet:event"));
+        let id = event_id("twitch:885196de-cb67-427a-baa8-82f9b0fcd05f");
+        assert_eq!(id.to_string(), "708dd32c-85be-515f-817a-9491a23cd8ae");
+    }
+
+    #[test]
+    fn content_keys_are_the_start_of_the_digest() {
+        assert_eq!(content_key("twitch", b"abc"), "twitch:sha256-ba7816bf8f01cfea414140de5dae2223");
+    }
+
+    #[test]
+    fn user_refs_escape_what_a_document_name_may_not_hold() {
+        for (id, path) in [
+            ("29025231", "users/twitch:29025231"),
+            ("a/b:c%d", "users/twitch:a%2Fb%3Ac%25d"),
+            (".", "users/twitch:%2E"),
+            ("..", "users/twitch:%2E%2E"),
+            ("a.b", "users/twitch:a.b"),
+            ("__x__", "users/twitch:%5F_x__"),
+            ("_x_", "users/twitch:_x_"),
+        ] {
+            assert_eq!(user_ref("twitch", id), path);
+        }
+    }
+
+    #[test]
+    fn message_ids_go_to_text_and_back() {
+        let event = event_id("twitch:x");
+        for id in [MessageId::of_event(event), MessageId::of_dead_letter(event)] {
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        assert_eq!(MessageId::of_dead_letter(event).to_string(), format!("dlq-{event}"));
+        assert!("dlq-".parse::<MessageId>().is_err() && "hello".parse::<MessageId>().is_err());
+    }
+}

@@ -1,0 +1,325 @@
+//! The one bounded door. It drops what it has seen, and when it is full says so by letting its visitors wait:
+//! a source's socket is its queue.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::metrics::{PipelineMetrics, RefusedReason};
+use crate::bus::settings_duration;
+use crate::clock::Clock;
+use crate::envelope::{Draft, Origin};
+use crate::recent::Recent;
+use crate::settings::{self, Problems};
+
+/// Most events that pass the door at once: a batch is what one read of a socket brings, and no more than this.
+const LARGEST_BATCH: usize = 256;
+
+/// Settings of the door.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Intake")]
+pub struct IntakeArgs {
+    /// Events that the door holds
+    #[arg(long, env, default_value = "8192")]
+    intake_max_events: String,
+    /// How long chat waits at a full door before it is refused and counted
+    #[arg(long, env, default_value = "2s")]
+    intake_wait: String,
+    /// For how long an id is known
+    #[arg(long, env, default_value = "10m")]
+    dedup_window: String,
+    /// How many ids are known at most
+    #[arg(long, env, default_value = "1000000")]
+    dedup_max_ids: String,
+}
+
+/// Checked settings of the door.
+#[derive(Debug, Clone, Serialize)]
+pub struct IntakeConfig {
+    /// Events that the door holds.
+    #[serde(rename = "INTAKE_MAX_EVENTS")]
+    pub max_events: usize,
+    /// How long chat waits at a full door.
+    #[serde(rename = "INTAKE_WAIT", serialize_with = "settings_duration")]
+    pub wait: Duration,
+    /// For how long an id is known.
+    #[serde(rename = "DEDUP_WINDOW", serialize_with = "settings_duration")]
+    pub dedup_window: Duration,
+    /// How many ids are known.
+    #[serde(rename = "DEDUP_MAX_IDS")]
+    pub dedup_max_ids: usize,
+}
+
+impl IntakeArgs {
+    /// Checks the settings.
+    pub fn check(&self, problems: &mut Problems) -> Option<IntakeConfig> {
+        let max_events =
+            problems.parse("INTAKE_MAX_EVENTS", &self.intake_max_events, settings::count(1, 10_000_000));
+        let wait = problems.parse("INTAKE_WAIT", &self.intake_wait, settings::duration);
+        let dedup_window = problems.parse("DEDUP_WINDOW", &self.dedup_window, settings::positive_duration);
+        let dedup_max_ids = problems.parse("DEDUP_MAX_IDS", &self.dedup_max_ids, settings::count(1, 100_000_000));
+        Some(IntakeConfig {
+            max_events: max_events?,
+            wait: wait?,
+            dedup_window: dedup_window?,
+            dedup_max_ids: dedup_max_ids?,
+        })
+    }
+}
+
+/// How long a visitor waits at a full door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// `INTAKE_WAIT`, then what does not fit is refused and counted. While the door stays full, those who come
+    /// later are not made to wait again: their sockets would overflow.
+    Bounded,
+    /// Until there is room: for sources that can be read later just as well.
+    Unlimited,
+}
+
+/// What became of the drafts of one visit.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Offered {
+    /// Let in.
+    pub admitted: u64,
+    /// Known.
+    pub duplicates: u64,
+    /// Lost.
+    pub refused: u64,
+}
+
+/// The outside of the door. Each source holds one; the door closes when the last is dropped.
+#[derive(Clone)]
+pub struct Intake {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Admitted>,
+}
+
+/// The inside of the door.
+pub struct Door {
+    queue: mpsc::Receiver<Admitted>,
+}
+
+struct Shared {
+    config: IntakeConfig,
+    room: Arc<Semaphore>,
+    /// Somebody waited in vain, and there was never enough room since.
+    is_overrun: AtomicBool,
+    known: Mutex<Recent<()>>,
+    metrics: Arc<PipelineMetrics>,
+    clock: Clock,
+}
+
+struct Admitted {
+    drafts: Vec<Draft>,
+    /// Given back when the batch leaves the door.
+    room: OwnedSemaphorePermit,
+}
+
+/// Makes the door.
+pub fn open_door(config: IntakeConfig, metrics: Arc<PipelineMetrics>, clock: Clock) -> (Intake, Door) {
+    // Every batch holds room for at least one event, so the queue is never fuller than this.
+    let (sender, receiver) = mpsc::channel(config.max_events);
+    let shared = Shared {
+        room: Arc::new(Semaphore::new(config.max_events)),
+        is_overrun: AtomicBool::new(false),
+        known: Mutex::new(Recent::new(config.dedup_window, config.dedup_max_ids)),
+        config,
+        metrics,
+        clock,
+    };
+    (Intake { shared: Arc::new(shared), queue: sender }, Door { queue: receiver })
+}
+
+impl Door {
+    /// The next batch; `None` when the door is closed and empty.
+    pub async fn next(&mut self) -> Option<Vec<Draft>> {
+        let Admitted { drafts, room } = self.queue.recv().await?;
+        drop(room);
+        Some(drafts)
+    }
+}
+
+impl Intake {
+    /// Brings drafts of one origin to the door, in order. Every one of them is counted exactly once.
+    pub async fn offer(&self, origin: Origin, drafts: Vec<Draft>, patience: Patience) -> Offered {
+        let most = LARGEST_BATCH.min(self.shared.config.max_events);
+        let mut total = Offered::default();
+        let mut rest = drafts;
+        while !rest.is_empty() {
+            let behind = rest.split_off(rest.len().min(most));
+            let offered = self.offer_batch(origin, rest, patience).await;
+            total.admitted += offered.admitted;
+            total.duplicates += offered.duplicates;
+            total.refused += offered.refused;
+            rest = behind;
+        }
+        total
+    }
+
+    async fn offer_batch(&self, origin: Origin, mut drafts: Vec<Draft>, patience: Patience) -> Offered {
+        let metrics = &self.shared.metrics;
+        metrics.received.of(origin).inc_by(drafts.len() as u64);
+        let mut room = self.room_for(drafts.len(), patience).await;
+        let fitting = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let refused = drafts.len() - fitting;
+        drafts.truncate(fitting);
+        metrics.refused.of(origin, RefusedReason::DoorFull).inc_by(refused as u64);
+        self.drop_known(&mut drafts);
+        let admitted = drafts.len();
+        metrics.duplicate.of(origin).inc_by((fitting - admitted) as u64);
+        let offered = Offered {
+            admitted: admitted as u64,
+            duplicates: (fitting - admitted) as u64,
+            refused: refused as u64,
+        };
+        // What the duplicates do not need is free again; an empty batch needs nothing.
+        let Some(room) = room.as_mut().and_then(|room| room.split(admitted)).filter(|_| admitted > 0) else {
+            return offered;
+        };
+        metrics.pending.add(i64::try_from(admitted).unwrap_or(i64::MAX));
+        if self.queue.send(Admitted { drafts, room }).await.is_err() {
+            metrics.pending.sub(i64::try_from(admitted).unwrap_or(i64::MAX));
+            metrics.refused.of(origin, RefusedReason::Closed).inc_by(admitted as u64);
+            return Offered { admitted: 0, refused: (refused + admitted) as u64, ..offered };
+        }
+        metrics.admitted.of(origin).inc_by(admitted as u64);
+        offered
+    }
+
+    /// Room for `wanted` events, or for as many as fit when patience is at its end.
+    async fn room_for(&self, wanted: usize, patience: Patience) -> Option<OwnedSemaphorePermit> {
+        let Shared { room, is_overrun, config, .. } = &*self.shared;
+        let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let all = || Arc::clone(room).acquire_many_owned(permits);
+        if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(permits) {
+            if is_overrun.swap(false, Ordering::Relaxed) {
+                tracing::info!("the door has room again");
+            }
+            return Some(permit);
+        }
+        match patience {
+            Patience::Unlimited => return all().await.ok(),
+            Patience::Bounded if !is_overrun.load(Ordering::Relaxed) => {
+                if let Ok(permit) = tokio::time::timeout(config.wait, all()).await {
+                    return permit.ok();
+                }
+                is_overrun.store(true, Ordering::Relaxed);
+                tracing::error!("the door is full: events are refused and lost until the bus takes them again");
+            }
+            Patience::Bounded => {}
+        }
+        let left = u32::try_from(room.available_permits()).unwrap_or(u32::MAX).min(permits);
+        Arc::clone(room).try_acquire_many_owned(left).ok()
+    }
+
+    /// Drops what is known, and makes the rest known: an id enters the window as its event passes the door.
+    fn drop_known(&self, drafts: &mut Vec<Draft>) {
+        let now = self.shared.clock.now();
+        let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let evicted_before = known.evicted_early();
+        drafts.retain(|draft| known.insert(draft.id.as_u128(), (), now).is_none());
+        self.shared.metrics.dedup_evicted_early.inc_by(known.evicted_early() - evicted_before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::tests_support::draft;
+    use prometheus::Registry;
+
+    fn door(max_events: usize, wait: Duration) -> (Intake, Door, Arc<PipelineMetrics>) {
+        let metrics = Arc::new(PipelineMetrics::new(&Registry::new()).unwrap());
+        let config = IntakeConfig { max_events, wait, dedup_window: Duration::from_mins(10), dedup_max_ids: 1_000 };
+        let (intake, door) = open_door(config, Arc::clone(&metrics), Clock::system());
+        (intake, door, metrics)
+    }
+
+    fn drafts(ids: std::ops::Range<u32>) -> Vec<Draft> {
+        ids.map(|id| draft(&format!("twitch:{id}"))).collect()
+    }
+
+    fn closes(metrics: &PipelineMetrics) -> bool {
+        let origin = Origin::Twitch;
+        metrics.received.of(origin).get()
+            == metrics.admitted.of(origin).get()
+                + metrics.duplicate.of(origin).get()
+                + metrics.refused.sum_of(origin)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn known_events_are_dropped_wherever_they_come_from() {
+        let (intake, mut door, metrics) = door(100, Duration::ZERO);
+        let other = intake.clone();
+        let first = intake.offer(Origin::Twitch, drafts(0..10), Patience::Bounded).await;
+        let second = other.offer(Origin::Twitch, drafts(5..15), Patience::Bounded).await;
+        assert_eq!(first, Offered { admitted: 10, ..Offered::default() });
+        assert_eq!(second, Offered { admitted: 5, duplicates: 5, refused: 0 });
+        drop((intake, other));
+        let mut seen = Vec::new();
+        while let Some(batch) = door.next().await {
+            seen.extend(batch.into_iter().map(|draft| draft.id));
+        }
+        assert_eq!(seen, drafts(0..15).iter().map(|draft| draft.id).collect::<Vec<_>>());
+        assert!(closes(&metrics));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_door_makes_chat_wait_once_and_then_refuses_and_counts() {
+        let (intake, mut door, metrics) = door(8, Duration::from_secs(2));
+        intake.offer(Origin::Twitch, drafts(0..8), Patience::Bounded).await;
+        let start = tokio::time::Instant::now();
+        let refused = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
+        assert_eq!((refused.refused, start.elapsed()), (4, Duration::from_secs(2)));
+        // The door is still full: nobody waits again, and a refused event is not taken for a known one.
+        let again = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
+        assert_eq!((again.refused, start.elapsed()), (4, Duration::from_secs(2)));
+        assert_eq!(door.next().await.unwrap().len(), 8);
+        let after = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
+        assert_eq!(after.admitted, 4);
+        assert!(closes(&metrics));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fits_is_let_in_from_the_front() {
+        let (intake, mut door, _) = door(8, Duration::from_secs(1));
+        intake.offer(Origin::Twitch, drafts(0..5), Patience::Bounded).await;
+        let offered = intake.offer(Origin::Twitch, drafts(5..11), Patience::Bounded).await;
+        assert_eq!((offered.admitted, offered.refused), (3, 3));
+        drop(intake);
+        let mut seen = Vec::new();
+        while let Some(batch) = door.next().await {
+            seen.extend(batch.into_iter().map(|draft| draft.id));
+        }
+        assert_eq!(seen, drafts(0..8).iter().map(|draft| draft.id).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replay_waits_without_limit() {
+        let (intake, mut door, _) = door(4, Duration::from_secs(1));
+        let waiting = async { intake.offer(Origin::Replay, drafts(0..40), Patience::Unlimited).await };
+        let reading = async {
+            let mut seen = 0;
+            while seen < 40 {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                seen += door.next().await.unwrap().len();
+            }
+        };
+        let (offered, ()) = tokio::join!(waiting, reading);
+        assert_eq!(offered.admitted, 40);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_door_refuses_and_counts() {
+        let (intake, door, metrics) = door(8, Duration::ZERO);
+        drop(door);
+        let offered = intake.offer(Origin::Twitch, drafts(0..3), Patience::Bounded).await;
+        assert_eq!(offered, Offered { refused: 3, ..Offered::default() });
+        assert!(closes(&metrics) && metrics.pending.get() == 0);
+    }
+}

@@ -1,0 +1,169 @@
+//! The log of what was sent: the truth that tests count against.
+//!
+//! One record per message and connection, written after the message lies in that connection's queue; the pump keeps a
+//! place in this log before it queues anything, so nothing queued goes unrecorded. The way here is bounded: a slow
+//! disk slows the chat.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::fs::File;
+use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::lines::{Chunk, Mark};
+
+/// At least so often what is buffered goes to the file.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+
+/// One message sent to one connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SentRecord {
+    /// When it was queued, Unix milliseconds.
+    pub time: i64,
+    /// The number of the connection; `None` when nobody was in the channel.
+    pub connection: Option<u64>,
+    /// The channel, without `#`; empty for a replayed line that names none (it goes to every connection).
+    pub channel: String,
+    /// The `user-id` tag.
+    pub user: Option<String>,
+    /// The `id` tag.
+    pub id: Option<String>,
+}
+
+/// The same, borrowed: what is written to the file.
+#[derive(Serialize)]
+struct Row<'a> {
+    time: i64,
+    connection: Option<u64>,
+    channel: &'a str,
+    user: Option<Cow<'a, str>>,
+    id: Option<Cow<'a, str>>,
+}
+
+/// What the log is told.
+pub(super) enum Note {
+    Sent {
+        time: i64,
+        connection: Option<u64>,
+        chunk: Chunk,
+    },
+    Snapshot(oneshot::Sender<Vec<SentRecord>>),
+}
+
+/// The log itself.
+pub(super) struct SentLog {
+    file: Option<BufWriter<File>>,
+    kept: VecDeque<SentRecord>,
+    keep: usize,
+}
+
+impl SentLog {
+    /// Writes to `path` if there is one, and keeps the last `keep` records in memory.
+    pub(super) async fn open(path: Option<&Path>, keep: usize) -> io::Result<Self> {
+        let file = match path {
+            Some(path) => Some(BufWriter::with_capacity(256 * 1024, File::create(path).await?)),
+            None => None,
+        };
+        Ok(Self {
+            file,
+            kept: VecDeque::new(),
+            keep,
+        })
+    }
+
+    /// Takes notes until every sender is gone, then writes out the rest.
+    pub(super) async fn run(mut self, mut notes: mpsc::Receiver<Note>) -> io::Result<()> {
+        let mut flush = interval(FLUSH_EVERY);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rows = Vec::new();
+        let mut unflushed = false;
+        loop {
+            tokio::select! {
+                biased;
+                _ = flush.tick(), if unflushed => {
+                    self.flush().await?;
+                    unflushed = false;
+                }
+                note = notes.recv() => match note {
+                    Some(Note::Sent { time, connection, chunk }) => {
+                        self.note(time, connection, &chunk, &mut rows).await?;
+                        unflushed = true;
+                    }
+                    Some(Note::Snapshot(answer)) => {
+                        if answer.send(self.kept.iter().cloned().collect()).is_err() {
+                            tracing::debug!("nobody waits for the records any more");
+                        }
+                    }
+                    None => return self.flush().await,
+                },
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        match &mut self.file {
+            Some(file) => file.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn note(
+        &mut self,
+        time: i64,
+        connection: Option<u64>,
+        chunk: &Chunk,
+        rows: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        rows.clear();
+        for mark in chunk.marks.iter() {
+            let row = row(time, connection, chunk, mark);
+            if self.file.is_some() {
+                serde_json::to_writer(&mut *rows, &row)?;
+                rows.push(b'\n');
+            }
+            if self.keep > 0 {
+                if self.kept.len() >= self.keep {
+                    self.kept.pop_front();
+                }
+                self.kept.push_back(row.to_record());
+            }
+        }
+        match &mut self.file {
+            Some(file) => file.write_all(rows).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn row<'a>(time: i64, connection: Option<u64>, chunk: &'a Chunk, mark: &Mark) -> Row<'a> {
+    let text = |range: &Option<std::ops::Range<usize>>| {
+        range
+            .as_ref()
+            .map(|range| String::from_utf8_lossy(&chunk.bytes[range.clone()]))
+    };
+    Row {
+        time,
+        connection,
+        channel: &chunk.channel,
+        user: text(&mark.user),
+        id: text(&mark.id),
+    }
+}
+
+impl Row<'_> {
+    fn to_record(&self) -> SentRecord {
+        SentRecord {
+            time: self.time,
+            connection: self.connection,
+            channel: self.channel.to_owned(),
+            user: self.user.as_deref().map(str::to_owned),
+            id: self.id.as_deref().map(str::to_owned),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! What the service says of itself: counters and log lines. Nothing here decides anything.
+
+pub mod logs;
+pub mod metrics;

@@ -1,0 +1,257 @@
+//! Log lines on standard error: JSON as Cloud Logging reads it, or text for a person.
+//!
+//! `tracing-subscriber`'s own JSON nests the fields; the contract wants them beside `message`, so the form is
+//! ours. Events carry their values as fields; spans are not used.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::clock::Clock;
+use crate::settings::{Environment, Problems};
+
+/// Settings of the log.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogArgs {
+    /// `json` or `text`; left out: `json` on Cloud Run or when standard error is no terminal, else `text`
+    #[arg(long, env)]
+    log_format: Option<String>,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,inlet::source=debug`
+    #[arg(long, env, default_value = "info")]
+    log_level: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person at a terminal.
+    Text,
+}
+
+/// Checked settings of the log.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogConfig {
+    #[serde(rename = "LOG_FORMAT")]
+    format: LogFormat,
+    #[serde(rename = "LOG_LEVEL")]
+    level: String,
+}
+
+impl LogArgs {
+    /// Checks the settings.
+    pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<LogConfig> {
+        let format = problems.parse_optional("LOG_FORMAT", self.log_format.as_ref(), |text| match text {
+            "json" => Ok(LogFormat::Json),
+            "text" => Ok(LogFormat::Text),
+            _ => Err(format!("{text:?} is neither json nor text")),
+        });
+        let level = problems.parse("LOG_LEVEL", &self.log_level, |text| {
+            text.parse::<EnvFilter>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+        });
+        let on_cloud_run = environment.get("K_SERVICE").is_some();
+        let usual = if on_cloud_run || !std::io::stderr().is_terminal() { LogFormat::Json } else { LogFormat::Text };
+        Some(LogConfig { format: format?.unwrap_or(usual), level: level? })
+    }
+}
+
+/// Starts the log of this process. The second call of a process changes nothing.
+pub fn start(config: &LogConfig, clock: Clock) {
+    // Libraries at `warn`: what they say at `info` is about every connection, and we say that ourselves.
+    let filter = if config.level.contains(['=', ',']) {
+        EnvFilter::new(&config.level)
+    } else {
+        EnvFilter::new(format!("warn,inlet={}", config.level))
+    };
+    let colour = config.format == LogFormat::Text && std::io::stderr().is_terminal();
+    let lines = Lines { format: config.format, colour, clock };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines);
+    if log.try_init().is_err() {
+        tracing::debug!("the log was started before");
+    }
+}
+
+struct Lines {
+    format: LogFormat,
+    colour: bool,
+    clock: Clock,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields(Map::new());
+        event.record(&mut fields);
+        let message = fields.0.remove("message").map_or_else(String::new, |value| as_text(&value));
+        let level = *event.metadata().level();
+        let component = component(event.metadata().target());
+        match self.format {
+            LogFormat::Json => self.write_json(writer, level, &component, message, fields.0),
+            LogFormat::Text => self.write_text(writer, level, &component, &message, &fields.0),
+        }
+    }
+}
+
+impl Lines {
+    fn write_json(
+        &self,
+        mut writer: Writer<'_>,
+        level: Level,
+        component: &str,
+        message: String,
+        fields: Map<String, Value>,
+    ) -> fmt::Result {
+        let mut line = Map::new();
+        line.insert("timestamp".into(), format!("{:.3}", self.clock.now()).into());
+        line.insert("severity".into(), severity(level).into());
+        line.insert("message".into(), message.into());
+        line.insert("service".into(), "inlet".into());
+        line.insert("component".into(), component.into());
+        line.extend(fields);
+        writeln!(writer, "{}", Value::Object(line))
+    }
+
+    fn write_text(
+        &self,
+        mut writer: Writer<'_>,
+        level: Level,
+        component: &str,
+        message: &str,
+        fields: &Map<String, Value>,
+    ) -> fmt::Result {
+        let (start, end) = if self.colour { (colour(level), "\x1b[0m") } else { ("", "") };
+        let time = format!("{:.3}", self.clock.now());
+        let time = time.get(11..23).unwrap_or(&time);
+        write!(writer, "{time} {start}{:<5}{end} {component}: {message}", level.as_str())?;
+        for (name, value) in fields {
+            write!(writer, " {name}={}", as_text(value))?;
+        }
+        writeln!(writer)
+    }
+}
+
+fn severity(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "ERROR",
+        Level::WARN => "WARNING",
+        Level::INFO => "INFO",
+        Level::DEBUG | Level::TRACE => "DEBUG",
+    }
+}
+
+fn colour(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "\x1b[31m",
+        Level::WARN => "\x1b[33m",
+        Level::INFO => "\x1b[32m",
+        Level::DEBUG | Level::TRACE => "\x1b[2m",
+    }
+}
+
+/// `inlet::source::twitch::joins` is said as `source.twitch.joins`.
+fn component(target: &str) -> String {
+    target.strip_prefix("inlet::").unwrap_or(target).replace("::", ".")
+}
+
+fn as_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Collects an event's fields; names in `snake_case` become `camelCase`, as everywhere on the wire.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        let mut name = String::with_capacity(field.name().len());
+        let mut upper = false;
+        for letter in field.name().chars() {
+            match letter {
+                '_' => upper = true,
+                _ if upper => {
+                    name.push(letter.to_ascii_uppercase());
+                    upper = false;
+                }
+                _ => name.push(letter),
+            }
+        }
+        self.0.insert(name, value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.put(field, with_causes(value).into());
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+}
+
+/// An error and what caused it, in one line: each layer says its own half.
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        // Some libraries repeat their source in their own text.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_are_paths_of_ours_or_names_of_libraries() {
+        assert_eq!(component("inlet::source::twitch::joins"), "source.twitch.joins");
+        assert_eq!(component("async_nats"), "async_nats");
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("could not open the folder")]
+        struct Outer(#[source] std::io::Error);
+        let error = Outer(std::io::Error::other("disk on fire"));
+        assert_eq!(with_causes(&error), "could not open the folder: disk on fire");
+    }
+}
