@@ -92,19 +92,19 @@ smoke() {
 # --- what a fresh Debian lacks -----------------------------------------------------------------------------------
 
 tools() {
-  local packages=()
+  local packages=() component
   command -v cc >/dev/null || packages+=(gcc libc6-dev)
   command -v make >/dev/null || packages+=(make)
   command -v python3 >/dev/null || packages+=(python3)
   [[ -n ${NATS_SERVER_BIN:-} ]] || command -v nats-server >/dev/null || packages+=(nats-server)
-  if ! rust_suits && ! command -v rustup >/dev/null; then
-    packages+=(rustup)
-  fi
-  if ((${#packages[@]} > 0)); then
-    install_packages "${packages[@]}"
+  if ((${#packages[@]} > 0)) || ! { rust_suits || command -v rustup >/dev/null; }; then
+    may_install || missing_all "${packages[@]}"
+    as_root apt-get update -q
+    if ((${#packages[@]} > 0)); then
+      install_packages "${packages[@]}"
+    fi
   fi
   rust_suits || install_rust
-  local component
   for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 || install_component "$component"
   done
@@ -129,38 +129,45 @@ as_root() {
   if ((EUID == 0)); then "$@"; else sudo -n "$@"; fi
 }
 
+may_install() {
+  command -v apt-get >/dev/null && { ((EUID == 0)) || sudo -n true 2>/dev/null; }
+}
+
 install_packages() {
-  command -v apt-get >/dev/null || missing "this needs (by the names of Debian's packages): $*"
-  ((EUID == 0)) || sudo -n true 2>/dev/null || missing "run: sudo apt-get install $*$(rust_hint "$@")"
-  as_root apt-get update -q
-  local available=() package
-  for package in "$@"; do
-    if apt-cache show "$package" >/dev/null 2>&1; then
-      available+=("$package")
-    elif [[ $package != rustup ]]; then
-      missing "this Debian has no package $package"
-    fi
-  done
-  if ((${#available[@]} > 0)); then
-    printf 'installing %s\n' "${available[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${available[@]}"
-  fi
+  printf 'installing %s\n' "$*"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
 
-rust_hint() {
-  if [[ " $* " == *' rustup '* ]]; then
-    printf ' (where Debian has no rustup package: https://rustup.rs)'
-  fi
-}
-
+# Debian 12 has neither a Rust this new nor rustup; Debian 13 has rustup.
 install_rust() {
   local wanted
   wanted=$(rust_wanted)
-  command -v rustup >/dev/null ||
-    missing "Rust $wanted or newer: neither here nor in this Debian; install it from https://rustup.rs"
+  if ! command -v rustup >/dev/null; then
+    if may_install && LC_ALL=C apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+      install_packages rustup
+    else
+      missing "$(rust_missing)"
+    fi
+  fi
   rustup toolchain install "$wanted" --profile minimal --component rustfmt --component clippy
   export RUSTUP_TOOLCHAIN=$wanted
-  rust_suits || missing "Rust $wanted or newer: rustup did not bring it"
+  rust_suits || missing "$(rust_missing)"
+}
+
+rust_missing() {
+  printf 'Rust %s or newer with cargo; this Debian has none: install it from https://rustup.rs' "$(rust_wanted)"
+}
+
+# Names everything at once, where nothing can be installed from here.
+missing_all() {
+  if (($# > 0)); then
+    printf 'missing: Debian packages; run: sudo apt-get install %s\n' "$*" >&2
+  fi
+  if ! { rust_suits || command -v rustup >/dev/null; }; then
+    printf 'missing: %s\n' "$(rust_missing)" >&2
+  fi
+  failed_because=3
+  exit 3
 }
 
 install_component() {
