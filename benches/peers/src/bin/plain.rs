@@ -2,6 +2,7 @@
 //! reads, serde serialises, `async-nats` publishes with a window of acks. It keeps no ids of its own, sets no bound
 //! between socket and stream, and does not say what it lost: it is the measure of what Inlet's promises cost.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -13,7 +14,6 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Parser;
 use inlet_peers::{Error, Outcome, Report, block_on, context, ensure_stream};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use twitch_irc::login::StaticLoginCredentials;
