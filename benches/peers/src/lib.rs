@@ -114,9 +114,9 @@ pub async fn ensure_stream(context: &jetstream::Context, stream: &str, subject: 
             storage: jetstream::stream::StorageType::File,
             retention: jetstream::stream::RetentionPolicy::Limits,
             discard: jetstream::stream::DiscardPolicy::Old,
-            max_age: Duration::from_secs(72 * 3600),
+            max_age: Duration::from_hours(72),
             max_bytes: 10 << 30,
-            duplicate_window: Duration::from_secs(600),
+            duplicate_window: Duration::from_mins(10),
             num_replicas: 1,
             ..Default::default()
         })
@@ -124,7 +124,7 @@ pub async fn ensure_stream(context: &jetstream::Context, stream: &str, subject: 
     Ok(())
 }
 
-/// A JetStream context with `window` unacknowledged messages at most; publishing waits at a full one.
+/// A `JetStream` context with `window` unacknowledged messages at most; publishing waits at a full one.
 pub fn context(client: async_nats::Client, window: usize) -> jetstream::Context {
     jetstream::context::ContextBuilder::new()
         .max_ack_inflight(window)

@@ -1,4 +1,4 @@
-//! Reads a JetStream stream from its first message to its last and says what it holds: how many, which twice, in
+//! Reads a `JetStream` stream from its first message to its last and says what it holds: how many, which twice, in
 //! which order, how late. It shares no code with Inlet, so it can catch its mistakes.
 //!
 //! With the simulator's log (`--sent`) it also says which messages that reached a connection are missing, which are
