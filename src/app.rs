@@ -1,1 +1,375 @@
-//! temp
+//! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
+//! and at the end lets them go in the order of the path.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
+use serde::Serialize;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
+use crate::bus::jetstream::JetStreamBus;
+use crate::bus::{Bus, BusArgs, BusConfig, BusPart, BusState, Driver, settings_duration};
+use crate::clock::Clock;
+use crate::data_dir::{DataDir, DataDirError};
+use crate::envelope::Origin;
+use crate::http::{self, HttpArgs, HttpConfig, HttpMetrics, Shown};
+use crate::pipeline::{
+    self, Enrich, Intake, IntakeArgs, IntakeConfig, PipelineMetrics, Publish, PublishArgs, PublishConfig, open_door,
+};
+use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::{
+    Normalizer, ReplayDoor, SharedChatMode, Twitch, TwitchArgs, TwitchConfig, TwitchMetrics, TwitchStatus,
+};
+use crate::status::Parts;
+use crate::tasks::{Ended, Tasks};
+use crate::telemetry::logs::{LogArgs, LogConfig};
+use crate::tls::{self, TlsArgs, TlsConfig, TlsError};
+
+/// How long a start waits to hear whether the bus is there. It starts all the same.
+const BUS_PATIENCE: Duration = Duration::from_secs(3);
+
+/// After the grace: what is left must be gone.
+const AFTER_GRACE: Duration = Duration::from_millis(250);
+
+/// Settings of the service.
+#[derive(Debug, Clone, Args)]
+pub struct AppArgs {
+    /// Folder of the embedded parts
+    #[arg(long, env, default_value = "./data")]
+    data_dir: String,
+    /// From SIGTERM to the end, at most
+    #[arg(long, env, default_value = "8s")]
+    shutdown_grace: String,
+    #[command(flatten)]
+    http: HttpArgs,
+    #[command(flatten)]
+    logs: LogArgs,
+    #[command(flatten)]
+    path: PathArgs,
+}
+
+/// Settings of the path from a source to the stream.
+#[derive(Debug, Clone, Args)]
+pub struct PathArgs {
+    #[command(flatten)]
+    twitch: TwitchArgs,
+    #[command(flatten)]
+    intake: IntakeArgs,
+    #[command(flatten)]
+    publish: PublishArgs,
+    #[command(flatten)]
+    bus: BusArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+/// Checked settings of the service.
+#[derive(Debug, Clone, Serialize)]
+pub struct AppConfig {
+    /// Folder of the embedded parts.
+    #[serde(rename = "DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// From SIGTERM to the end.
+    #[serde(rename = "SHUTDOWN_GRACE", serialize_with = "settings_duration")]
+    pub shutdown_grace: Duration,
+    /// The operator's HTTP.
+    #[serde(flatten)]
+    pub http: HttpConfig,
+    /// The log.
+    #[serde(flatten)]
+    pub logs: LogConfig,
+    /// The path.
+    #[serde(flatten)]
+    pub path: PathConfig,
+}
+
+/// Checked settings of the path.
+#[derive(Debug, Clone, Serialize)]
+pub struct PathConfig {
+    #[serde(flatten)]
+    twitch: TwitchConfig,
+    #[serde(flatten)]
+    intake: IntakeConfig,
+    #[serde(flatten)]
+    publish: PublishConfig,
+    /// The bus.
+    #[serde(flatten)]
+    pub bus: BusConfig,
+    /// TLS.
+    #[serde(flatten)]
+    pub tls: TlsConfig,
+}
+
+impl AppArgs {
+    /// Checks the settings; every problem is noted.
+    pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<AppConfig> {
+        let data_dir = self.check_data_dir(problems);
+        let shutdown_grace = problems.parse("SHUTDOWN_GRACE", &self.shutdown_grace, settings::duration);
+        let http = self.http.check(environment, problems);
+        let logs = self.logs.check(environment, problems);
+        let path = self.path.check(environment, problems);
+        Some(AppConfig {
+            data_dir: data_dir?,
+            shutdown_grace: shutdown_grace?,
+            http: http?,
+            logs: logs?,
+            path: path?,
+        })
+    }
+
+    fn check_data_dir(&self, problems: &mut Problems) -> Option<PathBuf> {
+        problems.parse("DATA_DIR", &self.data_dir, |text| Ok(PathBuf::from(text)))
+    }
+}
+
+impl PathArgs {
+    fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<PathConfig> {
+        let twitch = self.twitch.check(environment, problems);
+        let intake = self.intake.check(problems);
+        let publish = self.publish.check(problems);
+        let bus = self.bus.check(environment, problems);
+        let tls = self.tls.check(problems);
+        Some(PathConfig { twitch: twitch?, intake: intake?, publish: publish?, bus: bus?, tls: tls? })
+    }
+}
+
+/// Why the service could not start, or did not end well.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The data folder.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The embedded stream.
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    /// The bus is there, but not as it must be.
+    #[error("{0}")]
+    BusUnfit(String),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address of the operator's HTTP.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The metrics contradict each other.
+    #[error("the metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    /// A part ended that should not have.
+    #[error("{0} ended unexpectedly")]
+    PartEnded(&'static str),
+    /// The grace was over before everything was settled.
+    #[error("{0} events were not settled in time; they are lost")]
+    NotSettled(i64),
+}
+
+impl AppError {
+    /// Whether somebody has to change the configuration.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::DataDir(_) | Self::BusUnfit(_) | Self::Tls(_) | Self::Listen { .. } => true,
+            Self::Embedded(error) => matches!(error, EmbeddedError::NewerFormat { .. }),
+            Self::Metrics(_) | Self::PartEnded(_) | Self::NotSettled(_) => false,
+        }
+    }
+}
+
+/// Opens the bus and waits a moment to hear how it is. One that is away is waited for in the background.
+pub async fn open_bus(
+    config: &BusConfig,
+    folder: &std::path::Path,
+    window: usize,
+    tls: &TlsConfig,
+    clock: &Clock,
+) -> Result<Arc<dyn Bus>, AppError> {
+    let bus: Arc<dyn Bus> = match &config.jetstream {
+        Some(jetstream) if config.driver == Driver::Nats => {
+            JetStreamBus::start(jetstream.clone(), config, tls, window)
+        }
+        _ => EmbeddedBus::open(folder, config.retention, config.subjects.clone(), clock.clone())?,
+    };
+    let mut state = bus.state();
+    let known = state.wait_for(|state| *state != BusState::Connecting);
+    match timeout(BUS_PATIENCE, known).await {
+        Ok(Ok(state)) => match &*state {
+            BusState::Unfit(why) => return Err(AppError::BusUnfit(why.clone())),
+            BusState::Up | BusState::Away(_) | BusState::Connecting => {}
+        },
+        Ok(Err(_)) | Err(_) => tracing::warn!("no answer from the bus yet; starting all the same"),
+    }
+    Ok(bus)
+}
+
+/// The path from the door to the stream, as one future, and the door's outside.
+pub fn lay_path(
+    config: &PathConfig,
+    bus: &Arc<dyn Bus>,
+    metrics: &Arc<PipelineMetrics>,
+    clock: &Clock,
+) -> (Intake, impl Future<Output = ()> + Send + 'static) {
+    let (intake, door) = open_door(config.intake.clone(), Arc::clone(metrics), clock.clone());
+    let subjects = &config.bus.subjects;
+    let enrich = Enrich::new(subjects.clone(), clock.clone());
+    let publish =
+        Publish::new(Arc::clone(bus), config.publish.clone(), subjects.clone(), Arc::clone(metrics), clock.clone());
+    (intake, pipeline::run(door, enrich, publish))
+}
+
+impl PathConfig {
+    /// Messages under way at a time.
+    pub fn window(&self) -> usize {
+        self.publish.max_in_flight
+    }
+
+    /// Which copies in a shared chat are events.
+    pub fn shared_chat(&self) -> SharedChatMode {
+        self.twitch.shared_chat
+    }
+}
+
+/// A running service.
+pub struct App {
+    address: SocketAddr,
+    tasks: Tasks,
+    /// Stops what faces the outside.
+    stop: watch::Sender<bool>,
+    /// Ends the operator's HTTP, last.
+    close_http: watch::Sender<bool>,
+    replay: Arc<ReplayDoor>,
+    pipeline: Arc<PipelineMetrics>,
+    grace: Duration,
+    /// Held to the end.
+    _data_dir: DataDir,
+}
+
+impl App {
+    /// Builds and starts every part. The first log line says what runs.
+    pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
+        let address = SocketAddr::new(config.http.address, config.http.port);
+        let listening = TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })?;
+        let address = listening.local_addr().map_err(|source| AppError::Listen { address, source })?;
+        let holder = format!("inlet serve, process {}, port {}", std::process::id(), address.port());
+        let data_dir = DataDir::take(&config.data_dir, &holder)?;
+        let registry = new_registry()?;
+        let pipeline_metrics = Arc::new(PipelineMetrics::new(&registry)?);
+        let path = &config.path;
+        let bus = open_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock).await?;
+        let (intake, spine) = lay_path(path, &bus, &pipeline_metrics, &clock);
+
+        let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
+        let status =
+            Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
+        let normalizer =
+            |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
+        let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
+
+        let mut tasks = Tasks::new();
+        let stop = watch::Sender::new(false);
+        let close_http = watch::Sender::new(false);
+        say_hello(&config, address);
+        tasks.spawn("pipeline", spine);
+        if path.twitch.enabled {
+            let tls = if path.twitch.address.tls { Some(tls::client_config(path.tls.ca_file.as_deref())?) } else { None };
+            let twitch =
+                Twitch::new(path.twitch.clone(), tls, normalizer(Origin::Twitch), Arc::clone(&status), clock.clone());
+            tasks.spawn("twitch", twitch.run(intake, stop.subscribe()));
+        } else {
+            tracing::warn!("no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)");
+        }
+        let shown = Shown {
+            settings: serde_json::to_value(&config).unwrap_or_default(),
+            config: config.http.clone(),
+            parts: Parts::new(vec![Arc::clone(&status) as _, Arc::new(BusPart(Arc::clone(&bus)))]),
+            twitch: status,
+            pipeline: Arc::clone(&pipeline_metrics),
+            bus,
+            metrics: Arc::new(HttpMetrics::new(&registry)?),
+            registry,
+            replay: Arc::clone(&replay),
+        };
+        let closing = close_http.subscribe();
+        tasks.spawn("http", async move {
+            if let Err(error) = http::serve(listening, shown, closing).await {
+                tracing::error!(error = %error, "the operator's HTTP failed");
+            }
+        });
+        Ok(Self {
+            address,
+            tasks,
+            stop,
+            close_http,
+            replay,
+            pipeline: pipeline_metrics,
+            grace: config.shutdown_grace,
+            _data_dir: data_dir,
+        })
+    }
+
+    /// Where the operator's HTTP listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs until `stop` is done or a part ends; then lets everything go, within the grace.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+        let ended = tokio::select! {
+            () = stop => None,
+            ended = self.tasks.next_end() => ended,
+        };
+        match &ended {
+            None => tracing::info!(pending = self.pipeline.pending.get(), "shutting down"),
+            Some(Ended { name, panicked }) => tracing::error!(task = name, panicked, "a part ended; shutting down"),
+        }
+        let deadline = Instant::now() + self.grace;
+        self.stop.send_replace(true);
+        self.replay.close();
+        let is_settled = timeout_at(deadline, async {
+            self.tasks.join("twitch").await;
+            self.tasks.join("pipeline").await;
+        });
+        let is_settled = is_settled.await.is_ok();
+        self.close_http.send_replace(true);
+        let rest = timeout_at(deadline.max(Instant::now() + AFTER_GRACE), self.tasks.join("http")).await;
+        if rest.is_err() {
+            tracing::debug!("a request was cut off at the end");
+        }
+        let pending = self.pipeline.pending.get();
+        match ended {
+            Some(Ended { name, .. }) => Err(AppError::PartEnded(name)),
+            None if !is_settled && pending > 0 => Err(AppError::NotSettled(pending)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// With what is always there: the process and the build.
+fn new_registry() -> prometheus::Result<Registry> {
+    let registry = Registry::new();
+    registry.register(Box::new(ProcessCollector::for_self()))?;
+    let build = IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    registry.register(Box::new(build))?;
+    Ok(registry)
+}
+
+fn say_hello(config: &AppConfig, address: SocketAddr) {
+    let twitch = &config.path.twitch;
+    let sources =
+        if twitch.enabled { format!("twitch ({} channels)", twitch.channels.len()) } else { "none".to_owned() };
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let (version, driver) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
+    tracing::info!("inlet {version}: sources {sources}, bus {driver}, store none, http://{host}:{}", address.port());
+}

@@ -18,12 +18,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use crate::envelope::{MessageId, SubjectTemplate};
 use crate::label;
 use crate::settings::{self, Problems};
+use crate::status::Part;
 
 /// Names of the headers of every message.
 pub mod header {
@@ -290,6 +292,28 @@ impl BusError {
             Self::Unfit(_) | Self::Settings(_) => false,
             Self::Embedded(error) => error.is_transient(),
         }
+    }
+}
+
+/// The bus as the probes see it.
+pub struct BusPart(pub Arc<dyn Bus>);
+
+impl Part for BusPart {
+    fn name(&self) -> &'static str {
+        "bus"
+    }
+
+    fn is_waited_for(&self) -> bool {
+        *self.0.state().borrow() != BusState::Up
+    }
+
+    fn describe(&self) -> Value {
+        let state = self.0.state().borrow().clone();
+        json!({
+            "state": state.name(),
+            "why": state.why(),
+            "stream": self.0.stream().map(|stream| stream.identity),
+        })
     }
 }
 

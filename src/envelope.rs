@@ -6,6 +6,7 @@
 pub mod deadletter;
 pub mod draft;
 pub mod id;
+pub mod receipt;
 pub mod subject;
 
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 pub use deadletter::{DeadLetter, DeadLetterReason};
 pub use draft::{Draft, Event, EventType, Origin};
 pub use id::MessageId;
+pub use receipt::{Outcome, Receipt, Slip};
 pub use subject::SubjectTemplate;
 
 use draft::{Payload, SourceRef, User};

@@ -1,1 +1,162 @@
-//! temp
+//! The operator's HTTP: probes, metrics, a look inside, and the stream of what was published.
+
+mod access;
+mod debug;
+mod health;
+mod metrics;
+mod problem;
+mod replay;
+mod request;
+mod stream;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Router;
+use axum::middleware::{from_fn_with_state, map_request};
+use axum::routing::{get, post};
+use clap::Args;
+use prometheus::Registry;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::bus::Bus;
+use crate::pipeline::PipelineMetrics;
+use crate::secret::Secret;
+use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::{ReplayDoor, TwitchStatus};
+use crate::status::Parts;
+use crate::tasks::Tasks;
+
+pub use metrics::HttpMetrics;
+
+/// Settings of the operator's HTTP.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Port of the operator's HTTP
+    #[arg(long, env, default_value = "8080")]
+    port: String,
+    /// Address of the operator's HTTP
+    #[arg(long, env, default_value = "0.0.0.0")]
+    bind_addr: String,
+    /// Readers of /v1/stream at a time
+    #[arg(long, env, default_value = "64")]
+    stream_max_clients: String,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone, Serialize)]
+pub struct HttpConfig {
+    /// Port; 0 takes a free one.
+    #[serde(rename = "PORT")]
+    pub port: u16,
+    /// Address.
+    #[serde(rename = "BIND_ADDR")]
+    pub address: IpAddr,
+    /// Guards what is not for everybody.
+    #[serde(rename = "ADMIN_TOKEN")]
+    pub admin_token: Option<Secret>,
+    /// Readers of `/v1/stream`.
+    #[serde(rename = "STREAM_MAX_CLIENTS")]
+    pub stream_max_clients: usize,
+}
+
+impl HttpArgs {
+    /// Checks the settings.
+    pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<HttpConfig> {
+        let port = self.check_port(problems);
+        let address = problems.parse("BIND_ADDR", &self.bind_addr, |text| {
+            text.parse::<IpAddr>().map_err(|_| format!("{text:?} is no IP address"))
+        });
+        let clients = problems.parse("STREAM_MAX_CLIENTS", &self.stream_max_clients, settings::count(0, 10_000));
+        let before = problems.lines().len();
+        let admin_token = environment.secret("ADMIN_TOKEN", problems);
+        if problems.lines().len() > before {
+            return None;
+        }
+        Some(HttpConfig { port: port?, address: address?, admin_token, stream_max_clients: clients? })
+    }
+
+    /// The port alone, for commands that talk to the service.
+    pub fn check_port(&self, problems: &mut Problems) -> Option<u16> {
+        let port = problems.parse("PORT", &self.port, settings::number(0, u64::from(u16::MAX)));
+        port.and_then(|port| u16::try_from(port).ok())
+    }
+}
+
+/// What the routes show and use.
+pub struct Shown {
+    /// Settings of the server.
+    pub config: HttpConfig,
+    /// All settings, secrets redacted.
+    pub settings: serde_json::Value,
+    /// What the probes ask.
+    pub parts: Parts,
+    /// The source's own page.
+    pub twitch: Arc<TwitchStatus>,
+    /// Events.
+    pub pipeline: Arc<PipelineMetrics>,
+    /// What `/v1/stream` follows.
+    pub bus: Arc<dyn Bus>,
+    /// Every series.
+    pub registry: Registry,
+    /// Requests.
+    pub metrics: Arc<HttpMetrics>,
+    /// The door for `/admin/replay`, until the service shuts down.
+    pub replay: Arc<ReplayDoor>,
+}
+
+/// Shared by all requests.
+struct Server {
+    shown: Shown,
+    started: Instant,
+    /// The pumps of `/v1/stream`.
+    pumps: Mutex<Tasks>,
+    places: stream::Places,
+    /// Becomes true at shutdown: streams without end end.
+    closing: watch::Receiver<bool>,
+}
+
+type State = axum::extract::State<Arc<Server>>;
+
+/// Serves until `closing` becomes true, then lets requests under way finish.
+pub async fn serve(listener: TcpListener, shown: Shown, mut closing: watch::Receiver<bool>) -> std::io::Result<()> {
+    let server = Arc::new(Server {
+        shown,
+        started: Instant::now(),
+        pumps: Mutex::new(Tasks::new()),
+        places: stream::Places::default(),
+        closing: closing.clone(),
+    });
+    let service = router(&server).into_make_service_with_connect_info::<SocketAddr>();
+    let closed = async move { drop(closing.wait_for(|closing| *closing).await) };
+    axum::serve(listener, service).with_graceful_shutdown(closed).await
+}
+
+fn router(server: &Arc<Server>) -> Router {
+    let guarded = Router::new()
+        .route("/_debug/twitch", get(debug::twitch))
+        .route("/_debug/config", get(debug::config))
+        .route("/v1/stream", get(stream::stream))
+        .route("/admin/replay", post(replay::replay))
+        .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
+    let mut open = Router::new().route("/metrics", get(metrics::metrics));
+    for path in ["/livez", "/live"] {
+        open = open.route(path, get(health::live));
+    }
+    for path in ["/readyz", "/ready"] {
+        open = open.route(path, get(health::ready));
+    }
+    for path in ["/healthz", "/health"] {
+        open = open.route(path, get(health::health));
+    }
+    open.merge(guarded)
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(server), request::observe))
+        .layer(map_request(request::identify))
+        .with_state(Arc::clone(server))
+}

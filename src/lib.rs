@@ -23,6 +23,7 @@ pub mod cli;
 pub mod sim;
 
 pub mod clock;
+pub mod data_dir;
 pub mod recent;
 pub mod retry;
 pub mod secret;

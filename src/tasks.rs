@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 
+use futures_util::FutureExt as _;
 use tokio::task::{Id, JoinSet};
 
 /// The tasks of one owner. Dropping it ends those that still run.
@@ -42,6 +43,13 @@ impl Tasks {
         };
         let name = self.names.remove(&id).unwrap_or("unnamed");
         Some(Ended { name, panicked })
+    }
+
+    /// Lets go of those that are over, for an owner who does not care how they ended.
+    pub fn forget_finished(&mut self) {
+        while let Some(Some(end)) = self.next_end().now_or_never() {
+            tracing::trace!(task = end.name, "ended");
+        }
     }
 
     /// Waits until the task called `name` is over, if it runs; the ends of others on the way are returned.

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use super::deadletter::DeadLetterReason;
+use super::receipt::Slip;
 use crate::label;
 
 label! {
@@ -61,6 +62,8 @@ pub struct Draft {
     pub not_published_before: Timestamp,
     /// What it holds.
     pub content: Content,
+    /// Tells whoever waits for it what became of the event.
+    pub slip: Option<Slip>,
 }
 
 /// What a draft holds.

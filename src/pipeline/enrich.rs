@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::envelope::deadletter::{DEAD_LETTER_TYPE, Original};
 use crate::envelope::draft::Content;
 use crate::envelope::{
-    DeadLetter, DeadLetterReason, Draft, EnvelopeV1, Event, MessageId, Origin, SubjectTemplate, UnmatchedReason,
+    DeadLetter, DeadLetterReason, Draft, EnvelopeV1, Event, MessageId, Origin, Slip, SubjectTemplate, UnmatchedReason,
 };
 
 /// An event whose bytes are final. Only enrichment makes one, and only such can be published.
@@ -26,6 +26,7 @@ pub struct Enriched {
     pub(super) message: Arc<Message>,
     /// Set when the message is a dead letter.
     pub(super) dead_letter: Option<DeadLetterReason>,
+    pub(super) slip: Option<Slip>,
 }
 
 /// The stage.
@@ -43,7 +44,10 @@ impl Enrich {
     /// Makes a batch ready to be sent. A message larger than `largest` bytes becomes a dead letter.
     pub fn batch(&self, drafts: Vec<Draft>, largest: usize) -> Vec<Enriched> {
         let now = self.clock.now();
-        drafts.into_iter().map(|draft| self.one(&draft, largest, now)).collect()
+        drafts
+            .into_iter()
+            .map(|mut draft| Enriched { slip: draft.slip.take(), ..self.one(&draft, largest, now) })
+            .collect()
     }
 
     fn one(&self, draft: &Draft, largest: usize, now: Timestamp) -> Enriched {
@@ -95,6 +99,7 @@ impl Enrich {
             not_published_before: draft.not_published_before,
             message: Arc::new(message),
             dead_letter: None,
+            slip: None,
         }
     }
 
@@ -105,6 +110,7 @@ impl Enrich {
             not_published_before: draft.not_published_before,
             message: Arc::new(dead_letter_message(letter, draft.id, self.subjects.dead_letters(), largest)),
             dead_letter: Some(letter.reason),
+            slip: None,
         }
     }
 }

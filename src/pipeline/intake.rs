@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::metrics::{PipelineMetrics, RefusedReason};
 use crate::bus::settings_duration;
 use crate::clock::Clock;
-use crate::envelope::{Draft, Origin};
+use crate::envelope::{Draft, Origin, Outcome};
 use crate::recent::Recent;
 use crate::settings::{self, Problems};
 
@@ -167,7 +167,9 @@ impl Intake {
         let mut room = self.room_for(drafts.len(), patience).await;
         let fitting = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let refused = drafts.len() - fitting;
-        drafts.truncate(fitting);
+        for draft in drafts.drain(fitting..) {
+            settle(draft, Outcome::Refused);
+        }
         metrics.refused.of(origin, RefusedReason::DoorFull).inc_by(refused as u64);
         self.drop_known(&mut drafts);
         let admitted = drafts.len();
@@ -182,7 +184,8 @@ impl Intake {
             return offered;
         };
         metrics.pending.add(i64::try_from(admitted).unwrap_or(i64::MAX));
-        if self.queue.send(Admitted { drafts, room }).await.is_err() {
+        if let Err(returned) = self.queue.send(Admitted { drafts, room }).await {
+            returned.0.drafts.into_iter().for_each(|draft| settle(draft, Outcome::Refused));
             metrics.pending.sub(i64::try_from(admitted).unwrap_or(i64::MAX));
             metrics.refused.of(origin, RefusedReason::Closed).inc_by(admitted as u64);
             return Offered { admitted: 0, refused: (refused + admitted) as u64, ..offered };
@@ -222,8 +225,20 @@ impl Intake {
         let now = self.shared.clock.now();
         let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
         let evicted_before = known.evicted_early();
-        drafts.retain(|draft| known.insert(draft.id.as_u128(), (), now).is_none());
+        drafts.retain_mut(|draft| {
+            let is_new = known.insert(draft.id.as_u128(), (), now).is_none();
+            if let Some(slip) = draft.slip.take_if(|_| !is_new) {
+                slip.settle(Outcome::Duplicate);
+            }
+            is_new
+        });
         self.shared.metrics.dedup_evicted_early.inc_by(known.evicted_early() - evicted_before);
+    }
+}
+
+fn settle(draft: Draft, outcome: Outcome) {
+    if let Some(slip) = draft.slip {
+        slip.settle(outcome);
     }
 }
 

@@ -21,7 +21,7 @@ use super::window::Window;
 use crate::bus::{Ack, Bus, BusState, Lane, Message, Numbered, Refusal, Settled, TransientCause, settings_duration};
 use crate::clock::Clock;
 use crate::envelope::deadletter::Original;
-use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, SubjectTemplate};
+use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome, SubjectTemplate};
 use crate::retry::Backoff;
 use crate::settings::{self, Problems};
 
@@ -325,16 +325,27 @@ impl Publish {
     fn acknowledge(&mut self, number: u64, ack: Ack) {
         let Some(slot) = self.window.get(number) else { return };
         let (taken_in, origin, dead_letter) = (slot.event.taken_in, slot.event.origin, slot.event.dead_letter);
+        let slip = slot.event.slip.take();
         let Some(since_sent) = self.window.mark_done(number) else { return };
         let metrics = &self.metrics;
         metrics.publish_duration.observe(since_sent.as_secs_f64());
         metrics.ingest_to_ack.observe(taken_in.elapsed().as_secs_f64());
-        match dead_letter {
-            Some(reason) => metrics.dead_lettered.of(origin, reason).inc(),
-            None if ack.duplicate => metrics.publish_duplicates.inc(),
-            None => metrics.published.of(origin).inc(),
+        let outcome = match dead_letter {
+            // A dead letter that was there before is the work of an earlier run.
+            Some(_) if ack.duplicate => Outcome::Duplicate,
+            Some(_) => Outcome::DeadLettered,
+            None if ack.duplicate => Outcome::Duplicate,
+            None => Outcome::Published,
+        };
+        match (outcome, dead_letter) {
+            (Outcome::DeadLettered, Some(reason)) => metrics.dead_lettered.of(origin, reason).inc(),
+            (Outcome::Published, _) => metrics.published.of(origin).inc(),
+            _ => metrics.publish_duplicates.inc(),
         }
         metrics.pending.dec();
+        if let Some(slip) = slip {
+            slip.settle(outcome);
+        }
     }
 
     /// A refusal that will not pass, or that has been given its chances, makes a dead letter of the event.
@@ -407,6 +418,9 @@ impl Publish {
     fn give_up(&mut self, number: u64, refusal: Refusal) {
         let Some(slot) = self.window.get(number) else { return };
         let (id, origin) = (slot.event.message.id, slot.event.origin);
+        if let Some(slip) = slot.event.slip.take() {
+            slip.settle(Outcome::DeadLettered);
+        }
         self.window.mark_done(number);
         tracing::error!(event_id = %id, error = %refusal, "the bus does not take the dead letter; the event is lost");
         self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();

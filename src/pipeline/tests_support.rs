@@ -17,6 +17,7 @@ fn with(key: &str, content: Content) -> Draft {
         taken_in: Instant::now(),
         not_published_before: at,
         content,
+        slip: None,
     }
 }
 

@@ -21,5 +21,6 @@ mod wire;
 pub use connection::Twitch;
 pub use metrics::TwitchMetrics;
 pub use normalize::{Normalizer, Reading, SharedChatMode};
+pub use replay::ReplayDoor;
 pub use settings::{TwitchArgs, TwitchConfig};
 pub use status::TwitchStatus;

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// A label with a closed set of values: an enum of our own, its values as they stand in `/metrics`.
 pub trait Label: Copy + 'static {
@@ -97,6 +97,15 @@ impl Register<'_> {
     pub fn latency(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
         let options = HistogramOpts::new(name, help).namespace("inlet").buckets(LATENCY_BUCKETS.to_vec());
         self.add(Histogram::with_opts(options)?)
+    }
+
+    /// A histogram of seconds for each value of `L`, in order of [`Label::index`].
+    pub fn latencies<L: Label>(&self, name: &str, help: &str, label: &str) -> prometheus::Result<Vec<Histogram>> {
+        let options = HistogramOpts::new(name, help).namespace("inlet").buckets(LATENCY_BUCKETS.to_vec());
+        let family = HistogramVec::new(options, &[label])?;
+        let histograms = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
+        self.add(family)?;
+        Ok(histograms)
     }
 }
 

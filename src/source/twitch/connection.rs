@@ -117,21 +117,18 @@ impl Twitch {
         let mut was_connected = false;
         self.status.channels(&joins);
         loop {
-            let logged_in_before = was_connected;
-            let end = tokio::select! {
-                end = self.connect_and_read(&intake, &mut joins, &mut was_connected, stop.clone()) => end,
-                () = stopped(&mut stop) => End::Stopped,
-            };
+            let (end, logged_in) = self.connect_and_read(&intake, &mut joins, was_connected, stop.clone()).await;
+            was_connected |= logged_in;
+            if logged_in {
+                backoff.reset();
+                refused_backoff.reset();
+            }
             joins.disconnected();
             self.status.channels(&joins);
             let wait = match &end {
                 End::Stopped => return self.status.lost(ConnectionState::Disabled, end.code(), "shutting down"),
                 End::LoginRefused(_) => refused_backoff.next_wait(),
-                End::Asked => Duration::ZERO,
-                _ if was_connected && !logged_in_before => {
-                    backoff.reset();
-                    backoff.next_wait()
-                }
+                End::Asked if logged_in => Duration::ZERO,
                 _ => backoff.next_wait(),
             };
             self.note(&end, was_connected, wait);
@@ -162,12 +159,16 @@ impl Twitch {
         &self,
         intake: &Intake,
         joins: &mut Joins,
-        was_connected: &mut bool,
-        stop: watch::Receiver<bool>,
-    ) -> End {
-        let socket = match dial(&self.config.address, self.tls.as_ref()).await {
+        was_connected_before: bool,
+        mut stop: watch::Receiver<bool>,
+    ) -> (End, bool) {
+        let dialed = tokio::select! {
+            dialed = dial(&self.config.address, self.tls.as_ref()) => dialed,
+            () = stopped(&mut stop) => return (End::Stopped, false),
+        };
+        let socket = match dialed {
             Ok(socket) => socket,
-            Err(error) => return End::Dial(error),
+            Err(error) => return (End::Dial(error), false),
         };
         let nick = match &self.config.account {
             Some(account) => account.username.clone(),
@@ -181,7 +182,7 @@ impl Twitch {
             lines: Lines::new(),
             nick,
             is_logged_in: false,
-            was_connected_before: *was_connected,
+            was_connected_before,
             last_heard: Instant::now(),
             has_asked: false,
         };
@@ -189,8 +190,7 @@ impl Twitch {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        *was_connected |= session.is_logged_in;
-        end
+        (end, session.is_logged_in)
     }
 }
 

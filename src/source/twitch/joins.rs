@@ -24,7 +24,7 @@ const FAILED_PAUSE: Duration = Duration::from_mins(5);
 /// Why a channel cannot be joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JoinFailure {
+pub(super) enum JoinFailure {
     /// No answer: usually there is no such channel.
     NoAnswer,
     /// The account is banned there.

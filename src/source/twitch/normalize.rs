@@ -141,6 +141,7 @@ impl Normalizer {
             taken_in: taken_in.instant,
             not_published_before,
             content: Content::Event(Box::new(event)),
+            slip: None,
         }))
     }
 
@@ -161,6 +162,7 @@ impl Normalizer {
             taken_in: taken_in.instant,
             not_published_before: self.undated(taken_in.at),
             content: Content::Unusable { reason, message, original: bytes },
+            slip: None,
         }))
     }
 

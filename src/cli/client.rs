@@ -1,0 +1,93 @@
+//! Commands that go through a running service.
+
+use std::time::Duration;
+
+use clap::Args;
+use reqwest::{Client, RequestBuilder, StatusCode};
+
+use super::Failure;
+use crate::secret::{Secret, without_user_info};
+use crate::settings::{Environment, Problems};
+use crate::telemetry::logs::with_causes;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A service says something at least every 15 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where the service is.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Running service")]
+pub(super) struct ClientArgs {
+    /// Address of a running service; left out: this machine's PORT
+    #[arg(long, env)]
+    inlet_url: Option<String>,
+}
+
+/// A running service.
+pub(super) struct Service {
+    base: String,
+    token: Option<Secret>,
+    client: Client,
+}
+
+impl ClientArgs {
+    /// Checks the settings; `port` is where a service on this machine listens.
+    pub(super) fn check(&self, environment: &Environment, port: u16, problems: &mut Problems) -> Option<Service> {
+        let base = problems.parse_optional("INLET_URL", self.inlet_url.as_ref(), |text| {
+            if text.starts_with("http://") || text.starts_with("https://") {
+                Ok(text.trim_end_matches('/').to_owned())
+            } else {
+                Err(format!("{:?} is no address such as http://localhost:8080", without_user_info(text)))
+            }
+        })?;
+        let token = environment.secret("ADMIN_TOKEN", problems);
+        // Never through a proxy: the local service is meant, and it refuses what was forwarded.
+        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).no_proxy().build();
+        let client = client.map_err(|error| problems.add("INLET_URL", with_causes(&error))).ok()?;
+        Some(Service { base: base.unwrap_or_else(|| format!("http://127.0.0.1:{port}")), token, client })
+    }
+}
+
+impl Service {
+    /// Its address, for messages.
+    pub(super) fn shown(&self) -> String {
+        without_user_info(&self.base)
+    }
+
+    pub(super) fn get(&self, path: &str) -> RequestBuilder {
+        self.with_token(self.client.get(format!("{}{path}", self.base)))
+    }
+
+    pub(super) fn post(&self, path: &str) -> RequestBuilder {
+        self.with_token(self.client.post(format!("{}{path}", self.base)))
+    }
+
+    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.token {
+            Some(token) => request.bearer_auth(token.expose()),
+            None => request,
+        }
+    }
+
+    /// Sends a request; an answer that is no success becomes a failure in the service's own words.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<reqwest::Response, Failure> {
+        let response = request.send().await.map_err(|error| self.away(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body: serde_json::Value = response.json().await.unwrap_or_default();
+        let said = body["error"]["message"].as_str().unwrap_or("no reason given");
+        let text = format!("{} answers {status}: {said}", self.shown());
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::Configuration(text),
+            StatusCode::SERVICE_UNAVAILABLE => Failure::Unavailable(text),
+            _ => Failure::Failed(text),
+        })
+    }
+
+    pub(super) fn away(&self, error: reqwest::Error) -> Failure {
+        let why = with_causes(&error.without_url());
+        Failure::Unavailable(format!("no service answers at {}: {why}", self.shown()))
+    }
+}

@@ -1,0 +1,181 @@
+//! `inlet replay`: captured lines through the path. Beside a running service that holds the embedded stream it
+//! goes through that service.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::StreamExt as _;
+use prometheus::Registry;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_util::io::ReaderStream;
+
+use super::client::{ClientArgs, Service};
+use super::tail::Printer;
+use super::{Failure, checked};
+use crate::app::{AppArgs, AppConfig, lay_path, open_bus};
+use crate::bus::{Bus, Driver, Start, Wanted};
+use crate::clock::Clock;
+use crate::data_dir::{DataDir, DataDirError};
+use crate::envelope::Origin;
+use crate::envelope::receipt::Outcomes;
+use crate::pipeline::PipelineMetrics;
+use crate::settings::Environment;
+use crate::source::twitch::{Normalizer, ReplayDoor, TwitchMetrics};
+use crate::tasks::Tasks;
+use crate::telemetry::logs;
+
+#[derive(Debug, Args)]
+pub(super) struct ReplayArgs {
+    /// Files of raw IRC lines; `-` is standard input
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Print what was published, read back from the stream
+    #[arg(long)]
+    show: bool,
+    /// Print JSON: the envelopes of --show as they are, and the summary as the last line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    app: AppArgs,
+}
+
+pub(super) async fn run(args: &ReplayArgs, environment: &Environment) -> Result<(), Failure> {
+    let (config, service) = checked(|problems| {
+        let config = args.app.check(environment, problems)?;
+        let service = args.client.check(environment, config.http.port, problems)?;
+        Some((config, service))
+    })?;
+    let clock = Clock::system();
+    logs::start(&config.logs, clock.clone());
+    let input = open(&args.files).await?;
+    let outcomes = match hold_data_dir(&config)? {
+        Held::ByUs(held) => {
+            let outcomes = here(args, &config, clock, input).await?;
+            drop(held);
+            outcomes
+        }
+        Held::ByService => through_service(&service, args, input).await?,
+    };
+    summarize(args, outcomes)
+}
+
+/// Who may write to the embedded stream.
+enum Held {
+    /// This process: the folder is ours, or none is needed.
+    ByUs(Option<DataDir>),
+    /// A service.
+    ByService,
+}
+
+fn hold_data_dir(config: &AppConfig) -> Result<Held, Failure> {
+    if config.path.bus.driver != Driver::Embedded {
+        return Ok(Held::ByUs(None));
+    }
+    match DataDir::take(&config.data_dir, &format!("inlet replay, process {}", std::process::id())) {
+        Ok(held) => Ok(Held::ByUs(Some(held))),
+        Err(DataDirError::Held { .. }) => Ok(Held::ByService),
+        Err(error) => Err(Failure::Configuration(logs::with_causes(&error))),
+    }
+}
+
+type Input = Box<dyn AsyncRead + Send + Unpin>;
+
+/// The files, one behind the other. All are opened first, so that a wrong name costs nothing.
+async fn open(files: &[PathBuf]) -> Result<Input, Failure> {
+    let mut input: Input = Box::new(tokio::io::empty());
+    for path in files {
+        let next: Input = if path.as_os_str() == "-" {
+            Box::new(tokio::io::stdin())
+        } else {
+            match tokio::fs::File::open(path).await {
+                Ok(file) => Box::new(file),
+                Err(error) => return Err(Failure::Failed(format!("{}: {error}", path.display()))),
+            }
+        };
+        // A file may end without an end of line.
+        input = Box::new(input.chain(next).chain(&b"\n"[..]));
+    }
+    Ok(input)
+}
+
+async fn here(args: &ReplayArgs, config: &AppConfig, clock: Clock, input: Input) -> Result<Outcomes, Failure> {
+    let path = &config.path;
+    let bus = open_bus(&path.bus, &config.data_dir, path.window(), &path.tls, &clock).await?;
+    let registry = Registry::new();
+    let failed = |error: prometheus::Error| Failure::Failed(error.to_string());
+    let metrics = Arc::new(PipelineMetrics::new(&registry).map_err(failed)?);
+    let twitch = Arc::new(TwitchMetrics::new(&registry).map_err(failed)?);
+    let before = if args.show { Some(end_of(&bus).await?) } else { None };
+    let (intake, spine) = lay_path(path, &bus, &metrics, &clock);
+    let mut tasks = Tasks::new();
+    tasks.spawn("pipeline", spine);
+    let door = ReplayDoor::new(intake, Normalizer::new(Origin::Replay, path.shared_chat(), twitch), clock);
+    let replayed = door.replay(input).await.map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
+    door.close();
+    tasks.join("pipeline").await;
+    if let Some(before) = before {
+        show(&bus, before, args.json).await?;
+    }
+    replayed.ok_or_else(|| Failure::Failed("the door was closed".to_owned()))
+}
+
+/// The position behind the last message.
+async fn end_of(bus: &Arc<dyn Bus>) -> Result<u64, Failure> {
+    let mut follower = bus.follow(Start::Position(0), Wanted::Headers).await?;
+    let mut end = 1;
+    while let Some(batch) = follower.next().await {
+        let batch = batch?;
+        end = batch.messages.last().map_or(end, |last| last.position + 1);
+        if batch.is_end {
+            break;
+        }
+    }
+    Ok(end)
+}
+
+async fn show(bus: &Arc<dyn Bus>, from: u64, json: bool) -> Result<(), Failure> {
+    let mut printer = Printer::new(json);
+    let mut follower = bus.follow(Start::Position(from), Wanted::Whole).await?;
+    while let Some(batch) = follower.next().await {
+        let batch = batch?;
+        for stored in &batch.messages {
+            if !printer.print(&stored.payload) {
+                return Ok(());
+            }
+        }
+        if batch.is_end {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> Result<Outcomes, Failure> {
+    if args.show {
+        return Err(Failure::Failed("a service runs: follow it with `inlet tail` instead of --show".to_owned()));
+    }
+    tracing::info!(service = service.shown(), "replaying through the running service");
+    let body = reqwest::Body::wrap_stream(ReaderStream::new(input));
+    let response = service.send(service.post("/admin/replay").body(body)).await?;
+    response.json().await.map_err(|error| service.away(error))
+}
+
+fn summarize(args: &ReplayArgs, outcomes: Outcomes) -> Result<(), Failure> {
+    let Outcomes { received, published, duplicates, dead_lettered, refused, lost } = outcomes;
+    let line = if args.json {
+        serde_json::to_string(&outcomes).unwrap_or_default()
+    } else {
+        format!("{received} received: {published} published, {duplicates} known, {dead_lettered} dead letters")
+    };
+    // The summary of a human's run goes beside the envelopes, not among them.
+    let written = if args.json { writeln!(std::io::stdout(), "{line}") } else { writeln!(std::io::stderr(), "{line}") };
+    written.map_err(|error| Failure::Failed(error.to_string()))?;
+    match refused + lost {
+        0 => Ok(()),
+        missing => Err(Failure::Failed(format!("{missing} events did not reach the stream"))),
+    }
+}

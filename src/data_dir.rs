@@ -1,0 +1,101 @@
+//! `DATA_DIR`: one holder at a time, who is named to the next one.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+const LOCK: &str = "lock";
+
+/// Why the folder cannot be used.
+#[derive(Debug, Error)]
+pub enum DataDirError {
+    /// Somebody else uses it.
+    #[error("{} is in use by {holder}", path.display())]
+    Held {
+        /// The folder.
+        path: PathBuf,
+        /// Who says to hold it.
+        holder: String,
+    },
+    /// It cannot be made or written.
+    #[error("{} cannot be used", path.display())]
+    Unusable {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The folder, held until this is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    lock: File,
+}
+
+impl DataDir {
+    /// Takes the folder, making it if need be. `holder` is what another process that wants it is told.
+    pub fn take(path: &Path, holder: &str) -> Result<Self, DataDirError> {
+        let unusable = |source| DataDirError::Unusable { path: path.to_owned(), source };
+        std::fs::create_dir_all(path).map_err(unusable)?;
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join(LOCK))
+            .map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                lock.read_to_string(&mut holder).map_err(unusable)?;
+                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+                return Err(DataDirError::Held { path: path.to_owned(), holder });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+        let mut this = Self { path: path.to_owned(), lock };
+        this.say(holder).map_err(unusable)?;
+        Ok(this)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn say(&mut self, holder: &str) -> io::Result<()> {
+        self.lock.set_len(0)?;
+        self.lock.rewind()?;
+        self.lock.write_all(holder.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_the_first_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new");
+        let first = DataDir::take(&path, "inlet serve, process 7").unwrap();
+        match DataDir::take(&path, "second") {
+            Err(DataDirError::Held { holder, .. }) => assert_eq!(holder, "inlet serve, process 7"),
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        assert_eq!(DataDir::take(&path, "third").unwrap().path(), path);
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_said() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(DataDir::take(file.path(), "x"), Err(DataDirError::Unusable { .. })));
+    }
+}

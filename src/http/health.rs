@@ -1,0 +1,35 @@
+//! Liveness, readiness, health. Liveness depends on nothing: restarting Inlet mends no broker.
+
+use axum::Json;
+use axum::extract::State as Extract;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::State;
+
+pub(super) async fn live() -> Json<Value> {
+    Json(json!({ "live": true }))
+}
+
+pub(super) async fn ready(Extract(server): State) -> (StatusCode, Json<Value>) {
+    let waiting_for = server.shown.parts.waiting_for();
+    if waiting_for.is_empty() {
+        (StatusCode::OK, Json(json!({ "ready": true })))
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "waitingFor": waiting_for })))
+    }
+}
+
+pub(super) async fn health(Extract(server): State) -> (StatusCode, Json<Value>) {
+    let shown = &server.shown;
+    let is_ok = shown.parts.waiting_for().is_empty();
+    let takes_nothing = *server.closing.borrow();
+    let body = json!({
+        "status": if is_ok { "ok" } else { "degraded" },
+        "service": "inlet",
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptimeSeconds": server.started.elapsed().as_secs(),
+        "parts": shown.parts.describe(),
+    });
+    (if takes_nothing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, Json(body))
+}
