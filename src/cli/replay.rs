@@ -1,14 +1,15 @@
 //! `inlet replay`: captured lines through the path. Beside a running service that holds the embedded stream it
 //! goes through that service.
 
-use std::io::Write as _;
+use std::io::{SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use futures_util::StreamExt as _;
 use prometheus::Registry;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use super::client::{ClientArgs, Service};
@@ -88,18 +89,31 @@ type Input = Box<dyn AsyncRead + Send + Unpin>;
 async fn open(files: &[PathBuf]) -> Result<Input, Failure> {
     let mut input: Input = Box::new(tokio::io::empty());
     for path in files {
-        let next: Input = if path.as_os_str() == "-" {
-            Box::new(tokio::io::stdin())
+        input = if path.as_os_str() == "-" {
+            Box::new(input.chain(tokio::io::stdin()))
         } else {
-            match tokio::fs::File::open(path).await {
-                Ok(file) => Box::new(file),
-                Err(error) => return Err(Failure::Failed(format!("{}: {error}", path.display()))),
+            let failed = |error| Failure::Failed(format!("{}: {error}", path.display()));
+            let mut file = File::open(path).await.map_err(failed)?;
+            match ends_within_a_line(&mut file).await.map_err(failed)? {
+                true => Box::new(input.chain(file).chain(&b"\n"[..])),
+                false => Box::new(input.chain(file)),
             }
         };
-        // A file may end without an end of line.
-        input = Box::new(input.chain(next).chain(&b"\n"[..]));
     }
     Ok(input)
+}
+
+/// Whether the next file would go on in this one's last line.
+async fn ends_within_a_line(file: &mut File) -> std::io::Result<bool> {
+    // A pipe has no length; its end is taken as it comes.
+    let is_within = match file.seek(SeekFrom::End(-1)).await {
+        Ok(_) => file.read_u8().await? != b'\n',
+        Err(_) => false,
+    };
+    match file.rewind().await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotSeekable => Err(error),
+        _ => Ok(is_within),
+    }
 }
 
 async fn here(args: &ReplayArgs, config: &AppConfig, clock: Clock, input: Input) -> Result<Outcomes, Failure> {
