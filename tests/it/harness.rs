@@ -1,0 +1,39 @@
+//! What the tests stand on: children that end with their test, and accounts that must close.
+
+pub mod child;
+pub mod inlet;
+pub mod nats;
+pub mod stream;
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::time::Duration;
+
+/// Nothing here may take longer; a test that would is broken.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A port nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits for a condition instead of sleeping, up to [`PATIENCE`].
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, condition: impl FnMut() -> F) -> T {
+    within(PATIENCE, what, condition).await
+}
+
+/// As [`eventually`], with another patience.
+pub async fn within<T, F: Future<Output = Option<T>>>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T {
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "still waiting after {patience:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,76 @@
+//! Processes of a test: started with nothing of our own environment, and gone at its end.
+
+use std::path::Path;
+use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A process. Dropping it kills it.
+pub struct Child {
+    process: Process,
+    name: &'static str,
+}
+
+impl Child {
+    /// Starts `command`; what it says goes to `log`.
+    pub fn start(name: &'static str, command: &mut Command, log: &Path) -> Self {
+        let log = std::fs::File::create(log).unwrap();
+        let errors = log.try_clone().unwrap();
+        let process = command.stdout(log).stderr(errors).spawn();
+        let process = process.unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        Self { process, name }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends a signal, by name (`TERM`, `STOP`, …).
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.id().to_string()).status().unwrap();
+        assert!(status.success(), "cannot signal {}", self.name);
+    }
+
+    /// Whether it is over.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().unwrap()
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self, patience: Duration) -> ExitStatus {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} still runs after {patience:?}", self.name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGKILL, and gone when this returns.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// What is written to its standard input.
+    pub fn stdin(&mut self) -> &mut std::process::ChildStdin {
+        self.process.stdin.as_mut().unwrap()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may be over already; a stopped one has to be let go on to die.
+        if self.process.kill().is_ok() {
+            drop(self.process.wait());
+        }
+    }
+}
+
+/// A command with a clean environment and no input.
+pub fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var("PATH").unwrap()).stdin(Stdio::null());
+    command
+}

@@ -1,0 +1,75 @@
+//! A real nats-server of a test's own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::child::{Child, clean};
+use super::{eventually, free_port};
+
+/// A server with its own folder and port; both stay when it is restarted.
+pub struct Nats {
+    pub port: u16,
+    folder: tempfile::TempDir,
+    config: String,
+    child: Option<Child>,
+}
+
+impl Nats {
+    /// Starts one with JetStream.
+    pub async fn start() -> Self {
+        Self::with_config("").await
+    }
+
+    /// Starts one with these lines more in its configuration.
+    pub async fn with_config(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut nats = Self { port: free_port(), folder, config: config.to_owned(), child: None };
+        nats.restart().await;
+        nats
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.take().unwrap().kill();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        self.child.as_ref().unwrap().signal(signal);
+    }
+
+    /// Starts it (again) on the same folder and port.
+    pub async fn restart(&mut self) {
+        let store = self.folder.path().join("store");
+        let config = self.folder.path().join("nats.conf");
+        let text = format!(
+            "listen: 127.0.0.1:{}\njetstream {{ store_dir: {store:?}, max_file_store: 4GB }}\n{}\n",
+            self.port, self.config
+        );
+        std::fs::write(&config, text).unwrap();
+        let program = std::env::var("NATS_SERVER_BIN").unwrap_or_else(|_| "nats-server".to_owned());
+        let log = self.folder.path().join("nats.log");
+        self.child = Some(Child::start("nats-server", clean(program).arg("-c").arg(&config), &log));
+        eventually("nats-server listens", || async {
+            let log = std::fs::read_to_string(&log).unwrap();
+            assert!(self.child.is_some());
+            log.contains("Server is ready").then_some(())
+        })
+        .await;
+    }
+
+    /// Kills it and starts it again after a while.
+    pub async fn away_for(&mut self, span: Duration) {
+        self.kill();
+        tokio::time::sleep(span).await;
+        self.restart().await;
+    }
+}

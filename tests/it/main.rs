@@ -1,0 +1,12 @@
+//! Tests of the whole: the real binary, a real nats-server, real sockets. One binary, so one link.
+
+mod bad_input;
+mod commands;
+mod contract;
+mod faults;
+mod forms;
+mod harness;
+mod operator;
+mod path;
+mod structure;
+mod tls;
