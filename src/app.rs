@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
 use crate::bus::jetstream::JetStreamBus;
-use crate::bus::{Bus, BusArgs, BusConfig, BusPart, BusState, Driver, settings_duration};
+use crate::bus::{Bus, BusArgs, BusConfig, BusPart, BusState, Driver};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
@@ -78,7 +78,7 @@ pub struct AppConfig {
     #[serde(rename = "DATA_DIR")]
     pub data_dir: PathBuf,
     /// From SIGTERM to the end.
-    #[serde(rename = "SHUTDOWN_GRACE", serialize_with = "settings_duration")]
+    #[serde(rename = "SHUTDOWN_GRACE", serialize_with = "settings::shown_duration")]
     pub shutdown_grace: Duration,
     /// The operator's HTTP.
     #[serde(flatten)]
@@ -263,6 +263,7 @@ impl App {
         let address = listening.local_addr().map_err(|source| AppError::Listen { address, source })?;
         let holder = format!("inlet serve, process {}, port {}", std::process::id(), address.port());
         let data_dir = DataDir::take(&config.data_dir, &holder)?;
+        say_hello(&config, address);
         let registry = new_registry()?;
         let pipeline_metrics = Arc::new(PipelineMetrics::new(&registry)?);
         let path = &config.path;
@@ -279,7 +280,6 @@ impl App {
         let mut tasks = Tasks::new();
         let stop = watch::Sender::new(false);
         let close_http = watch::Sender::new(false);
-        say_hello(&config, address);
         tasks.spawn("pipeline", spine);
         if path.twitch.enabled {
             let tls = if path.twitch.address.tls { Some(tls::client_config(path.tls.ca_file.as_deref())?) } else { None };

@@ -384,7 +384,7 @@ pub struct BusConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Retention {
     /// Oldest message.
-    #[serde(rename = "NATS_STREAM_MAX_AGE", serialize_with = "settings_duration")]
+    #[serde(rename = "NATS_STREAM_MAX_AGE", serialize_with = "settings::shown_duration")]
     pub max_age: Duration,
     /// Most bytes; `None` is the driver's default.
     #[serde(rename = "NATS_STREAM_MAX_BYTES")]
@@ -398,14 +398,6 @@ impl Retention {
     /// The duplicate window of a stream that Inlet makes.
     pub fn duplicate_window(&self) -> Duration {
         self.max_age.min(LONGEST_DUPLICATE_WINDOW)
-    }
-}
-
-/// Writes a duration as settings have it, for `/_debug/config`.
-pub(crate) fn settings_duration<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    match jiff::SignedDuration::try_from(*value) {
-        Ok(duration) => serializer.collect_str(&format_args!("{duration:#}")),
-        Err(_) => serializer.collect_str(&format_args!("{value:?}")),
     }
 }
 

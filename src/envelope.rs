@@ -19,7 +19,10 @@ pub use id::MessageId;
 pub use receipt::{Outcome, Receipt, Slip};
 pub use subject::SubjectTemplate;
 
-use draft::{Payload, SourceRef, User};
+use draft::{PayloadJson, SourceRef, User};
+
+/// What stands around a payload, in bytes, more or less.
+const USUAL_SIZE_WITHOUT_PAYLOAD: usize = 1024;
 
 /// Where an envelope is to end when its routing slip is empty.
 const FINALIZATION_DESTINATION: &str = "internal.finalizer.v1";
@@ -45,7 +48,9 @@ pub struct EnvelopeV1<'a> {
     auth: Auth<'a>,
     routing_slip: [(); 0],
     finalization_destination: &'static str,
-    payload: &'a Payload,
+    /// JSON already; stands last.
+    #[serde(skip)]
+    payload: &'a PayloadJson,
 }
 
 /// What enrichment found out about the user.
@@ -101,6 +106,20 @@ impl<'a> EnvelopeV1<'a> {
             finalization_destination: FINALIZATION_DESTINATION,
             payload: &event.payload,
         }
+    }
+
+    /// The envelope as it is published.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        const PAYLOAD: &[u8] = b",\"payload\":";
+        let payload = self.payload.as_bytes();
+        let mut json = Vec::with_capacity(USUAL_SIZE_WITHOUT_PAYLOAD + payload.len());
+        serde_json::to_writer(&mut json, self)?;
+        // Behind the last field, in front of the closing brace.
+        json.pop();
+        for part in [PAYLOAD, payload, b"}"] {
+            json.extend_from_slice(part);
+        }
+        Ok(json)
     }
 }
 

@@ -109,6 +109,14 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     if value.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(value) }
 }
 
+/// Writes a duration as settings have it, for `/_debug/config`.
+pub fn shown_duration<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    match jiff::SignedDuration::try_from(*value) {
+        Ok(duration) => serializer.collect_str(&format_args!("{duration:#}")),
+        Err(_) => serializer.collect_str(&format_args!("{value:?}")),
+    }
+}
+
 /// A number of bytes: `1048576`, `256MiB`, `10GiB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
     text.parse::<ByteSize>().map(|size| size.0).map_err(|_| format!("{text:?} is no size such as 256MiB or 10GiB"))

@@ -1,10 +1,10 @@
 //! A normalised event on its way to becoming an envelope. What a source makes, and all that it makes.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
@@ -95,8 +95,9 @@ pub struct Event {
     pub source: SourceRef,
     /// Who it is of, if the platform says.
     pub user: Option<User>,
-    /// What happened.
-    pub payload: Payload,
+    /// What happened: JSON already, written from the line while it was at hand. What enrichment adds stands beside
+    /// it, so nothing of it has to be kept apart.
+    pub payload: PayloadJson,
 }
 
 /// Where an event happened.
@@ -148,58 +149,65 @@ pub enum Role {
     Viewer,
 }
 
-/// What happened.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-pub enum Payload {
-    /// A chat message.
-    Message(MessagePayload),
-    /// A notice.
-    Notice(NoticePayload),
-    /// An act of moderation.
-    Moderation(ModerationPayload),
+/// A payload as it is published.
+#[derive(Debug)]
+pub struct PayloadJson(Vec<u8>);
+
+impl PayloadJson {
+    /// Writes a payload. `about` is how long it will be, more or less: growing costs more than writing.
+    pub fn write(payload: &impl Serialize, about: usize) -> Result<Self, serde_json::Error> {
+        let mut json = Vec::with_capacity(about);
+        serde_json::to_writer(&mut json, payload)?;
+        Ok(Self(json))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Payload of `external.chat.message.v1`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MessagePayload {
+pub struct MessagePayload<'a> {
     /// The text, without the wrapping of `/me`.
-    pub text: String,
+    pub text: &'a str,
     /// What it shares with notices.
     #[serde(flatten)]
-    pub said: Said,
+    pub said: Said<'a>,
 }
 
 /// Payload of `external.chat.notice.v1`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct NoticePayload {
+pub struct NoticePayload<'a> {
     /// The platform's kind, as it came.
-    pub kind: String,
+    pub kind: &'a str,
     /// The platform's text.
-    pub system_text: String,
+    pub system_text: &'a str,
     /// The user's text.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
+    pub text: Option<&'a str>,
     /// The platform's parameters, named without their prefix.
-    pub params: Pairs,
+    pub params: Pairs<'a>,
     /// What it shares with chat messages.
     #[serde(flatten)]
-    pub said: Said,
+    pub said: Said<'a>,
 }
 
 /// What chat messages and notices have in common.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Said {
+#[expect(clippy::struct_excessive_bools, reason = "the contract's form")]
+pub struct Said<'a> {
     /// The platform's id of the line.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<String>,
+    pub message_id: Option<&'a str>,
     /// Whether it was said with `/me`.
     pub is_action: bool,
     /// `name/version`, as they came.
-    pub badges: Vec<String>,
+    pub badges: &'a [&'a str],
     /// Holds the role.
     pub is_mod: bool,
     /// Holds the role.
@@ -209,41 +217,41 @@ pub struct Said {
     /// Holds the role.
     pub is_broadcaster: bool,
     /// `#RRGGBB`, or empty.
-    pub color: String,
+    pub color: &'a str,
     /// Bits cheered.
     pub bits: u64,
     /// Emotes in the text, by position.
-    pub emotes: Vec<Emote>,
+    pub emotes: Vec<Emote<'a>>,
     /// What it replies to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reply: Option<Reply>,
+    pub reply: Option<Reply<'a>>,
     /// Where a shared chat's copy comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub shared_chat: Option<SharedChat>,
+    pub shared_chat: Option<SharedChat<'a>>,
     /// The line's tags.
-    pub raw: Raw,
+    pub raw: Raw<'a>,
 }
 
 /// Payload of `external.chat.moderation.v1`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ModerationPayload {
+pub struct ModerationPayload<'a> {
     /// What was done.
     pub action: ModerationAction,
     /// To whom.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub target_user_id: Option<String>,
+    pub target_user_id: Option<&'a str>,
     /// To whom.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub target_login: Option<String>,
+    pub target_login: Option<&'a str>,
     /// For how long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<u64>,
     /// To which message.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub target_message_id: Option<String>,
+    pub target_message_id: Option<&'a str>,
     /// The line's tags.
-    pub raw: Raw,
+    pub raw: Raw<'a>,
 }
 
 /// What a moderator did.
@@ -262,11 +270,11 @@ pub enum ModerationAction {
 
 /// An emote at its place in the text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Emote {
+pub struct Emote<'a> {
     /// The platform's id.
-    pub id: String,
+    pub id: &'a str,
     /// The text it stands for.
-    pub name: String,
+    pub name: &'a str,
     /// First code point.
     pub start: usize,
     /// First code point after it.
@@ -276,55 +284,51 @@ pub struct Emote {
 /// What a message replies to.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Reply {
+pub struct Reply<'a> {
     /// The message replied to.
-    pub parent_message_id: String,
+    pub parent_message_id: &'a str,
     /// Its author.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent_user_id: Option<String>,
+    pub parent_user_id: Option<&'a str>,
     /// Its author.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent_user_login: Option<String>,
+    pub parent_user_login: Option<&'a str>,
     /// The message that began the thread.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub thread_message_id: Option<String>,
+    pub thread_message_id: Option<&'a str>,
 }
 
 /// Where a shared chat's copy comes from.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SharedChat {
+pub struct SharedChat<'a> {
     /// The room it was said in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source_room_id: Option<String>,
+    pub source_room_id: Option<&'a str>,
     /// Its id there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source_message_id: Option<String>,
+    pub source_message_id: Option<&'a str>,
     /// A notice's kind there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source_kind: Option<String>,
+    pub source_kind: Option<&'a str>,
 }
 
 /// The line's tags, as they came.
 #[derive(Debug, Serialize)]
-pub struct Raw {
+pub struct Raw<'a> {
     /// Unescaped, sorted by key.
-    pub tags: Pairs,
+    pub tags: Pairs<'a>,
     /// Set when not all of them fit.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
-/// Keys and values in a given order, written as a JSON object.
-#[derive(Debug, Default)]
-pub struct Pairs(pub Vec<(String, String)>);
+/// Keys and values in their order, written as a JSON object.
+#[derive(Debug)]
+pub struct Pairs<'a>(pub &'a [(&'a str, Cow<'a, str>)]);
 
-impl Serialize for Pairs {
+impl Serialize for Pairs<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (key, value) in &self.0 {
-            map.serialize_entry(key, value)?;
-        }
-        map.end()
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
     }
 }

@@ -43,6 +43,10 @@ pub fn user_ref(provider: &str, user_id: &str) -> String {
 /// Percent-escapes what a document's name may not hold, the same for every store: `%`, `/` and `:` anywhere,
 /// and the whole names `.`, `..` and `__…__`.
 fn push_escaped(path: &mut String, part: &str) {
+    let is_plain = part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_plain {
+        return path.push_str(part);
+    }
     let reserved = matches!(part, "." | "..") || (part.len() >= 4 && part.starts_with("__") && part.ends_with("__"));
     for (at, letter) in part.char_indices() {
         match letter {

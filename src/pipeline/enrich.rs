@@ -66,7 +66,7 @@ impl Enrich {
     fn envelope(&self, draft: &Draft, event: &Event, largest: usize, now: Timestamp) -> Enriched {
         let envelope = EnvelopeV1::unmatched(draft, event, UnmatchedReason::Disabled, now);
         let subject = self.subjects.of(event.source.platform, event.kind.as_str(), &event.source.channel);
-        let payload = match serde_json::to_vec(&envelope) {
+        let payload = match envelope.to_json() {
             Ok(bytes) => Bytes::from(bytes),
             Err(error) => {
                 let letter = DeadLetter {

@@ -10,7 +10,6 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::metrics::{PipelineMetrics, RefusedReason};
-use crate::bus::settings_duration;
 use crate::clock::Clock;
 use crate::envelope::{Draft, Origin, Outcome};
 use crate::recent::Recent;
@@ -44,10 +43,10 @@ pub struct IntakeConfig {
     #[serde(rename = "INTAKE_MAX_EVENTS")]
     pub max_events: usize,
     /// How long chat waits at a full door.
-    #[serde(rename = "INTAKE_WAIT", serialize_with = "settings_duration")]
+    #[serde(rename = "INTAKE_WAIT", serialize_with = "settings::shown_duration")]
     pub wait: Duration,
     /// For how long an id is known.
-    #[serde(rename = "DEDUP_WINDOW", serialize_with = "settings_duration")]
+    #[serde(rename = "DEDUP_WINDOW", serialize_with = "settings::shown_duration")]
     pub dedup_window: Duration,
     /// How many ids are known.
     #[serde(rename = "DEDUP_MAX_IDS")]

@@ -18,7 +18,7 @@ use super::enrich::{Enriched, dead_letter_message};
 use super::look_back::LookBack;
 use super::metrics::PipelineMetrics;
 use super::window::Window;
-use crate::bus::{Ack, Bus, BusState, Lane, Message, Numbered, Refusal, Settled, TransientCause, settings_duration};
+use crate::bus::{Ack, Bus, BusState, Lane, Message, Numbered, Refusal, Settled, TransientCause};
 use crate::clock::Clock;
 use crate::envelope::deadletter::Original;
 use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome, SubjectTemplate};
@@ -58,7 +58,7 @@ pub struct PublishConfig {
     #[serde(rename = "PUBLISH_MAX_ATTEMPTS")]
     pub max_attempts: u32,
     /// How long to wait for an ack.
-    #[serde(rename = "PUBLISH_ACK_WAIT", serialize_with = "settings_duration")]
+    #[serde(rename = "PUBLISH_ACK_WAIT", serialize_with = "settings::shown_duration")]
     pub ack_wait: Duration,
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::envelope::draft::{Content, ModerationAction, ModerationPayload, Pairs, Payload, Raw, SourceRef};
+use crate::envelope::draft::{Content, ModerationAction, ModerationPayload, Pairs, PayloadJson, Raw, SourceRef};
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
 
 fn with(key: &str, content: Content) -> Draft {
@@ -29,7 +29,7 @@ pub(super) fn draft(key: &str) -> Draft {
         target_login: None,
         duration_seconds: None,
         target_message_id: None,
-        raw: Raw { tags: Pairs::default(), truncated: false },
+        raw: Raw { tags: Pairs(&[]), truncated: false },
     };
     let event = Event {
         kind: EventType::ChatModeration,
@@ -37,7 +37,7 @@ pub(super) fn draft(key: &str) -> Draft {
         idempotency_key: key.to_owned(),
         source: SourceRef { platform: "twitch", channel: "somewhere".into(), channel_id: None },
         user: None,
-        payload: Payload::Moderation(payload),
+        payload: PayloadJson::write(&payload, 64).unwrap(),
     };
     with(key, Content::Event(Box::new(event)))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use async_nats::{HeaderMap, Message as NatsMessage, StatusCode, Subject, Subscriber};
+use async_nats::{HeaderMap, HeaderName, Message as NatsMessage, StatusCode, Subject, Subscriber};
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -154,9 +154,9 @@ async fn send(
 
 fn headers(message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, message.id.to_string());
-    headers.insert(header::TYPE, message.kind);
-    headers.insert(header::TRACEPARENT, message.traceparent());
+    headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_string());
+    headers.insert(HeaderName::from_static(header::TYPE), message.kind);
+    headers.insert(HeaderName::from_static(header::TRACEPARENT), message.traceparent());
     headers
 }
 

@@ -1,7 +1,7 @@
 //! A line becomes a draft, a matter of the connection, or nothing. Tolerant of every absence: a capture lacks
 //! tags, a server forgets a `#`, and neither may cost an event.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::metrics::{BadLine, TwitchMetrics};
 use super::text;
 use super::wire::{self, Parsed};
 use crate::envelope::draft::{
-    Content, MessagePayload, ModerationAction, ModerationPayload, NoticePayload, Pairs, Payload, Raw, Reply, Role, Said,
+    Content, MessagePayload, ModerationAction, ModerationPayload, NoticePayload, Pairs, PayloadJson, Raw, Reply, Role, Said,
     SharedChat, SourceRef, User,
 };
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
@@ -109,10 +109,10 @@ impl Normalizer {
         };
         let is_dated = sent_at(&parsed).is_some();
         let event = match parsed.command.as_str() {
-            "PRIVMSG" => self.message(parsed, &line, taken_in.at),
-            "USERNOTICE" => self.notice(parsed, &line, taken_in.at),
-            "CLEARCHAT" => self.clear_chat(parsed, &line, taken_in.at),
-            "CLEARMSG" => self.clear_message(parsed, &line, taken_in.at),
+            "PRIVMSG" => self.message(&parsed, &line, taken_in.at),
+            "USERNOTICE" => self.notice(&parsed, &line, taken_in.at),
+            "CLEARCHAT" => self.clear_chat(&parsed, &line, taken_in.at),
+            "CLEARMSG" => self.clear_message(&parsed, &line, taken_in.at),
             _ => return Reading::Protocol(protocol(parsed)),
         };
         match event {
@@ -166,135 +166,104 @@ impl Normalizer {
         }))
     }
 
-    fn message(&self, mut parsed: Parsed, line: &str, at: Timestamp) -> Result<Event, &'static str> {
-        let [_, text] = &mut parsed.params[..] else { return Err("PRIVMSG without a channel or a text") };
-        let text = std::mem::take(text);
-        let (text, is_action) = text::unwrap_action(&text);
-        let text = text.to_owned();
-        let name = parsed.nick().map(str::to_owned);
-        self.said(EventType::ChatMessage, parsed, (line, at), name, |parsed, roles| {
-            let said = self.said_fields(parsed, roles, &text, is_action);
-            Payload::Message(MessagePayload { text, said })
-        })
+    fn message(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
+        let [_, text] = &parsed.params[..] else { return Err("PRIVMSG without a channel or a text") };
+        let (text, is_action) = text::unwrap_action(text);
+        let author = Author::of(parsed, parsed.nick());
+        let payload = MessagePayload { text, said: self.said(parsed, &author, text, is_action) };
+        Ok(with_user(self.event(EventType::ChatMessage, parsed, line, at, &payload)?, &author))
     }
 
-    fn notice(&self, mut parsed: Parsed, line: &str, at: Timestamp) -> Result<Event, &'static str> {
-        let text = if parsed.params.len() > 1 { parsed.params.pop() } else { None };
-        if parsed.params.is_empty() {
-            return Err("USERNOTICE without a channel");
-        }
-        let (text, is_action) = match text.as_deref().map(text::unwrap_action) {
-            Some((text, is_action)) => (Some(text.to_owned()), is_action),
-            None => (None, false),
+    fn notice(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
+        let text = parsed.params.get(1).map(|text| text::unwrap_action(text));
+        let is_action = text.is_some_and(|(_, is_action)| is_action);
+        let text = text.map(|(text, _)| text);
+        let author = Author::of(parsed, parsed.tag("login"));
+        let params: Vec<_> = (parsed.tags.all().iter())
+            .filter_map(|(key, value)| Some((key.strip_prefix("msg-param-")?, Cow::Borrowed(&**value))))
+            .collect();
+        let payload = NoticePayload {
+            kind: parsed.tag("msg-id").unwrap_or_default(),
+            system_text: parsed.tag("system-msg").unwrap_or_default(),
+            text,
+            params: Pairs(&params),
+            said: self.said(parsed, &author, text.unwrap_or_default(), is_action),
         };
-        let name = parsed.tag("login").map(str::to_owned);
-        self.said(EventType::ChatNotice, parsed, (line, at), name, |parsed, roles| {
-            let kind = parsed.tag("msg-id").unwrap_or_default().to_owned();
-            let system_text = parsed.tag("system-msg").unwrap_or_default().to_owned();
-            let mut params: Vec<_> = parsed
-                .tags
-                .iter()
-                .filter_map(|(key, value)| Some((key.strip_prefix("msg-param-")?.to_owned(), value.clone())))
-                .collect();
-            params.sort_unstable();
-            let said = self.said_fields(parsed, roles, text.as_deref().unwrap_or_default(), is_action);
-            Payload::Notice(NoticePayload { kind, system_text, text, params: Pairs(params), said })
-        })
+        Ok(with_user(self.event(EventType::ChatNotice, parsed, line, at, &payload)?, &author))
     }
 
-    /// What chat messages and notices share: where, who, when.
-    fn said(
-        &self,
-        kind: EventType,
-        mut parsed: Parsed,
-        (line, at): (&str, Timestamp),
-        name: Option<String>,
-        payload: impl FnOnce(&mut Parsed, &(Vec<String>, Vec<Role>)) -> Payload,
-    ) -> Result<Event, &'static str> {
-        let source = source(&parsed)?;
-        let idempotency_key = self.key(&parsed, line);
-        let badges = text::badges(parsed.tag("badges").unwrap_or_default());
-        let roles = text::roles(&badges, |key| parsed.tag(key) == Some("1"));
-        let held = (badges, roles);
-        let user = user(&parsed, name, &held.1);
-        let occurred_at = sent_at(&parsed).unwrap_or(at);
-        let payload = payload(&mut parsed, &held);
-        Ok(Event { kind, occurred_at, idempotency_key, source, user, payload })
-    }
-
-    fn said_fields(&self, parsed: &mut Parsed, held: &(Vec<String>, Vec<Role>), text: &str, is_action: bool) -> Said {
-        let (badges, roles) = held;
+    /// What chat messages and notices share.
+    fn said<'a>(&self, parsed: &'a Parsed<'_>, author: &'a Author<'a>, text: &'a str, is_action: bool) -> Said<'a> {
         let (emotes, dropped) = text::emotes(parsed.tag("emotes").unwrap_or_default(), text);
         self.metrics.emote_ranges_dropped.inc_by(dropped);
-        let owned = |key: &str| parsed.tag(key).map(str::to_owned);
+        let holds = |role| author.roles.contains(&role);
         Said {
-            message_id: owned("id"),
+            message_id: parsed.tag("id"),
             is_action,
-            badges: badges.clone(),
-            is_mod: roles.contains(&Role::Moderator),
-            is_subscriber: roles.contains(&Role::Subscriber),
-            is_vip: roles.contains(&Role::Vip),
-            is_broadcaster: roles.contains(&Role::Broadcaster),
-            color: owned("color").unwrap_or_default(),
+            badges: &author.badges,
+            is_mod: holds(Role::Moderator),
+            is_subscriber: holds(Role::Subscriber),
+            is_vip: holds(Role::Vip),
+            is_broadcaster: holds(Role::Broadcaster),
+            color: parsed.tag("color").unwrap_or_default(),
             bits: parsed.tag("bits").and_then(|bits| bits.parse().ok()).unwrap_or_default(),
             emotes,
             reply: reply(parsed),
             shared_chat: shared_chat(parsed),
-            raw: raw(std::mem::take(&mut parsed.tags)),
+            raw: raw(parsed),
         }
     }
 
-    fn clear_chat(&self, parsed: Parsed, line: &str, at: Timestamp) -> Result<Event, &'static str> {
+    fn clear_chat(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
         let duration_seconds = parsed.tag("ban-duration").and_then(|seconds| seconds.parse().ok());
-        let target_login = parsed.params.get(1).filter(|login| !login.is_empty()).cloned();
-        let action = match (&target_login, duration_seconds) {
+        let target_login = parsed.params.get(1).map(String::as_str).filter(|login| !login.is_empty());
+        let target_user_id = parsed.tag("target-user-id");
+        let action = match (target_login.or(target_user_id), duration_seconds) {
             (None, _) => ModerationAction::Clear,
             (Some(_), Some(_)) => ModerationAction::Timeout,
             (Some(_), None) => ModerationAction::Ban,
         };
-        let target_user_id = parsed.tag("target-user-id").map(str::to_owned);
-        self.moderation(parsed, line, at, |raw| ModerationPayload {
-            action,
-            target_user_id,
-            target_login,
-            duration_seconds,
-            target_message_id: None,
-            raw,
-        })
+        let target_message_id = None;
+        let raw = raw(parsed);
+        let payload =
+            ModerationPayload { action, target_user_id, target_login, duration_seconds, target_message_id, raw };
+        self.event(EventType::ChatModeration, parsed, line, at, &payload)
     }
 
-    fn clear_message(&self, parsed: Parsed, line: &str, at: Timestamp) -> Result<Event, &'static str> {
-        let target_login = parsed.tag("login").map(str::to_owned);
-        let target_message_id = parsed.tag("target-msg-id").map(str::to_owned);
-        self.moderation(parsed, line, at, |raw| ModerationPayload {
+    fn clear_message(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
+        let payload = ModerationPayload {
             action: ModerationAction::Delete,
             target_user_id: None,
-            target_login,
+            target_login: parsed.tag("login"),
             duration_seconds: None,
-            target_message_id,
-            raw,
-        })
+            target_message_id: parsed.tag("target-msg-id"),
+            raw: raw(parsed),
+        };
+        self.event(EventType::ChatModeration, parsed, line, at, &payload)
     }
 
-    fn moderation(
+    /// An event without a user.
+    fn event(
         &self,
-        mut parsed: Parsed,
+        kind: EventType,
+        parsed: &Parsed<'_>,
         line: &str,
         at: Timestamp,
-        payload: impl FnOnce(Raw) -> ModerationPayload,
+        payload: &impl Serialize,
     ) -> Result<Event, &'static str> {
         Ok(Event {
-            kind: EventType::ChatModeration,
-            occurred_at: sent_at(&parsed).unwrap_or(at),
-            idempotency_key: self.key(&parsed, line),
-            source: source(&parsed)?,
+            kind,
+            occurred_at: sent_at(parsed).unwrap_or(at),
+            idempotency_key: self.key(parsed, line),
+            source: source(parsed)?,
             user: None,
-            payload: Payload::Moderation(payload(raw(std::mem::take(&mut parsed.tags)))),
+            // The tags stand in it twice, in part.
+            payload: PayloadJson::write(payload, line.len() * 2 + 256).map_err(|_| "a payload that is no JSON")?,
         })
     }
 
     /// What makes two copies of this line the same event.
-    fn key(&self, parsed: &Parsed, line: &str) -> String {
+    fn key(&self, parsed: &Parsed<'_>, line: &str) -> String {
         let shared = match self.shared_chat {
             SharedChatMode::SourceOnly => parsed.tag("source-id"),
             SharedChatMode::All => None,
@@ -307,12 +276,9 @@ impl Normalizer {
 }
 
 /// The key of a line without an id: of what a history service's copy has in common with it.
-fn content_key(parsed: &Parsed, line: &str) -> String {
+fn content_key(parsed: &Parsed<'_>, line: &str) -> String {
     let mut content = parsed.command.clone();
-    // The text was taken out of `params`, if there is one; the line still has it.
-    let whole = wire::parse(line);
-    let params = whole.as_ref().map_or(&parsed.params, |whole| &whole.params);
-    for param in params {
+    for param in &parsed.params {
         content.push('\n');
         content.push_str(param);
     }
@@ -327,13 +293,13 @@ fn content_key(parsed: &Parsed, line: &str) -> String {
     id::content_key(PLATFORM, content.as_bytes())
 }
 
-fn protocol(parsed: Parsed) -> Protocol {
+fn protocol(parsed: Parsed<'_>) -> Protocol {
     let nick = parsed.nick().map(str::to_owned);
     let msg_id = parsed.tag("msg-id").map(str::to_owned);
     Protocol { command: parsed.command, params: parsed.params, nick, msg_id }
 }
 
-fn source(parsed: &Parsed) -> Result<SourceRef, &'static str> {
+fn source(parsed: &Parsed<'_>) -> Result<SourceRef, &'static str> {
     let channel = parsed.params.first().map(|channel| channel.trim_start_matches('#').to_lowercase());
     match channel.filter(|channel| !channel.is_empty()) {
         Some(channel) => {
@@ -343,55 +309,74 @@ fn source(parsed: &Parsed) -> Result<SourceRef, &'static str> {
     }
 }
 
-fn user(parsed: &Parsed, name: Option<String>, roles: &[Role]) -> Option<User> {
-    let id = parsed.tag("user-id")?.to_owned();
-    let display_name = parsed.tag("display-name");
-    let name = name.or_else(|| display_name.map(str::to_lowercase)).unwrap_or_default();
-    Some(User {
-        id,
-        display_name: display_name.unwrap_or(&name).to_owned(),
-        name,
+/// Who said something.
+struct Author<'a> {
+    id: Option<&'a str>,
+    name: Cow<'a, str>,
+    display_name: Cow<'a, str>,
+    badges: Vec<&'a str>,
+    /// Highest first, never empty.
+    roles: Vec<Role>,
+}
+
+impl<'a> Author<'a> {
+    /// `login`: from where this kind of line has it.
+    fn of(parsed: &'a Parsed<'_>, login: Option<&'a str>) -> Self {
+        let badges = text::badges(parsed.tag("badges").unwrap_or_default());
+        let roles = text::roles(&badges, |key| parsed.tag(key) == Some("1"));
+        let display_name = parsed.tag("display-name");
+        let name = match (login, display_name) {
+            (Some(login), _) => Cow::Borrowed(login),
+            (None, Some(display_name)) => Cow::Owned(display_name.to_lowercase()),
+            (None, None) => Cow::Borrowed(""),
+        };
+        let display_name = display_name.map_or_else(|| name.clone(), Cow::Borrowed);
+        Self { id: parsed.tag("user-id"), name, display_name, badges, roles }
+    }
+}
+
+/// The event with its user, if the line says who that is.
+fn with_user(event: Event, author: &Author<'_>) -> Event {
+    let user = author.id.map(|id| User {
+        id: id.to_owned(),
+        name: author.name.as_ref().to_owned(),
+        display_name: author.display_name.as_ref().to_owned(),
         profile_image_url: String::new(),
-        role: roles.first().copied().unwrap_or(Role::Viewer),
-        roles: roles.to_vec(),
+        role: author.roles.first().copied().unwrap_or(Role::Viewer),
+        roles: author.roles.clone(),
         tags: vec!["PROVIDER_TWITCH".to_owned()],
-    })
+    });
+    Event { user, ..event }
 }
 
 /// When Twitch says the line was sent.
-fn sent_at(parsed: &Parsed) -> Option<Timestamp> {
+fn sent_at(parsed: &Parsed<'_>) -> Option<Timestamp> {
     Timestamp::from_millisecond(parsed.tag("tmi-sent-ts")?.parse().ok()?).ok()
 }
 
-fn reply(parsed: &Parsed) -> Option<Reply> {
-    let owned = |key: &str| parsed.tag(key).map(str::to_owned);
+fn reply<'a>(parsed: &'a Parsed<'_>) -> Option<Reply<'a>> {
     Some(Reply {
-        parent_message_id: owned("reply-parent-msg-id")?,
-        parent_user_id: owned("reply-parent-user-id"),
-        parent_user_login: owned("reply-parent-user-login"),
-        thread_message_id: owned("reply-thread-parent-msg-id"),
+        parent_message_id: parsed.tag("reply-parent-msg-id")?,
+        parent_user_id: parsed.tag("reply-parent-user-id"),
+        parent_user_login: parsed.tag("reply-parent-user-login"),
+        thread_message_id: parsed.tag("reply-thread-parent-msg-id"),
     })
 }
 
-fn shared_chat(parsed: &Parsed) -> Option<SharedChat> {
-    let owned = |key: &str| parsed.tag(key).map(str::to_owned);
-    let (source_room_id, source_message_id) = (owned("source-room-id"), owned("source-id"));
-    if source_room_id.is_none() && source_message_id.is_none() {
-        return None;
-    }
-    Some(SharedChat { source_room_id, source_message_id, source_kind: owned("source-msg-id") })
+fn shared_chat<'a>(parsed: &'a Parsed<'_>) -> Option<SharedChat<'a>> {
+    let source_room_id = parsed.tag("source-room-id");
+    let source_message_id = parsed.tag("source-id");
+    source_room_id.or(source_message_id)?;
+    Some(SharedChat { source_room_id, source_message_id, source_kind: parsed.tag("source-msg-id") })
 }
 
-fn raw(tags: HashMap<String, String>) -> Raw {
-    let mut pairs: Vec<_> = tags.into_iter().collect();
-    pairs.sort_unstable();
+fn raw<'a>(parsed: &'a Parsed<'_>) -> Raw<'a> {
+    let all = parsed.tags.all();
     let mut size = 0;
-    let fitting = pairs.iter().take_while(|(key, value)| {
+    let fitting = all.iter().take_while(|(key, value)| {
         size += key.len() + value.len();
         size <= MOST_RAW_TAGS
     });
     let kept = fitting.count();
-    let truncated = kept < pairs.len();
-    pairs.truncate(kept);
-    Raw { tags: Pairs(pairs), truncated }
+    Raw { tags: Pairs(&all[..kept]), truncated: kept < all.len() }
 }

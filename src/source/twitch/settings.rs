@@ -6,7 +6,6 @@ use clap::Args;
 use serde::Serialize;
 
 use super::normalize::SharedChatMode;
-use crate::bus::settings_duration;
 use crate::secret::{Secret, without_user_info};
 use crate::settings::{self, Environment, Problems};
 
@@ -89,10 +88,10 @@ pub struct TwitchConfig {
     #[serde(rename = "TWITCH_SHARED_CHAT")]
     pub shared_chat: SharedChatMode,
     /// First wait before connecting again.
-    #[serde(rename = "IRC_RECONNECT_INITIAL_MS", serialize_with = "settings_duration")]
+    #[serde(rename = "IRC_RECONNECT_INITIAL_MS", serialize_with = "milliseconds")]
     pub reconnect_first: Duration,
     /// Longest wait before connecting again.
-    #[serde(rename = "IRC_RECONNECT_MAX_MS", serialize_with = "settings_duration")]
+    #[serde(rename = "IRC_RECONNECT_MAX_MS", serialize_with = "milliseconds")]
     pub reconnect_longest: Duration,
 }
 
@@ -105,8 +104,11 @@ fn shown_account<S: serde::Serializer>(account: &Option<Account>, serializer: S)
     map.end()
 }
 
-/// `TWITCH_SHARED_CHAT` alone, for a replay.
-pub fn shared_chat(text: &str) -> Result<SharedChatMode, String> {
+fn milliseconds<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn shared_chat(text: &str) -> Result<SharedChatMode, String> {
     match text {
         "source-only" => Ok(SharedChatMode::SourceOnly),
         "all" => Ok(SharedChatMode::All),
@@ -145,11 +147,6 @@ impl TwitchArgs {
             reconnect_first: Duration::from_millis(first?),
             reconnect_longest: Duration::from_millis(longest?),
         })
-    }
-
-    /// The mode of shared chat alone, for a command that reads no channel.
-    pub fn check_shared_chat(&self, problems: &mut Problems) -> Option<SharedChatMode> {
-        problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat)
     }
 
     #[expect(clippy::option_option, reason = "anonymous and wrong are different things")]

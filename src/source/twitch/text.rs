@@ -13,7 +13,7 @@ pub(super) fn unwrap_action(text: &str) -> (&str, bool) {
 
 /// Emotes of the tag `emotes` (`id:from-to,from-to/id:…`, code points, ends inclusive), by position, and how
 /// many ranges do not fit the text.
-pub(super) fn emotes(tag: &str, text: &str) -> (Vec<Emote>, u64) {
+pub(super) fn emotes<'a>(tag: &'a str, text: &'a str) -> (Vec<Emote<'a>>, u64) {
     if tag.is_empty() {
         return (Vec::new(), 0);
     }
@@ -36,12 +36,12 @@ pub(super) fn emotes(tag: &str, text: &str) -> (Vec<Emote>, u64) {
     (emotes, dropped)
 }
 
-fn emote(id: &str, range: &str, points: &CodePoints<'_>) -> Option<Emote> {
+fn emote<'a>(id: &'a str, range: &str, points: &CodePoints<'a>) -> Option<Emote<'a>> {
     let (from, to) = range.split_once('-')?;
     let (start, last): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
     let end = last.checked_add(1)?;
     let name = points.slice(start, end)?;
-    Some(Emote { id: id.to_owned(), name: name.to_owned(), start, end })
+    Some(Emote { id, name, start, end })
 }
 
 /// A text that can be cut by code points.
@@ -73,12 +73,12 @@ impl<'a> CodePoints<'a> {
 }
 
 /// `name/version,…` as a list.
-pub(super) fn badges(tag: &str) -> Vec<String> {
-    tag.split(',').filter(|badge| !badge.is_empty()).map(str::to_owned).collect()
+pub(super) fn badges(tag: &str) -> Vec<&str> {
+    tag.split(',').filter(|badge| !badge.is_empty()).collect()
 }
 
 /// What the badges and the tags `mod`, `vip`, `subscriber` make of a user; highest first.
-pub(super) fn roles(badges: &[String], is_tagged: impl Fn(&str) -> bool) -> Vec<Role> {
+pub(super) fn roles(badges: &[&str], is_tagged: impl Fn(&str) -> bool) -> Vec<Role> {
     let has = |name: &str| badges.iter().any(|badge| badge.split('/').next() == Some(name));
     let held = [
         (Role::Broadcaster, has("broadcaster")),
@@ -105,7 +105,7 @@ mod tests {
 
     fn found(tag: &str, text: &str) -> (Vec<(String, String, usize, usize)>, u64) {
         let (emotes, dropped) = emotes(tag, text);
-        (emotes.into_iter().map(|emote| (emote.id, emote.name, emote.start, emote.end)).collect(), dropped)
+        (emotes.into_iter().map(|emote| (emote.id.to_owned(), emote.name.to_owned(), emote.start, emote.end)).collect(), dropped)
     }
 
     fn emote_at(id: &str, name: &str, start: usize, end: usize) -> (String, String, usize, usize) {

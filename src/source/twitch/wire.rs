@@ -1,24 +1,24 @@
-//! One line, parsed. The grammar is `twitch-irc`'s; what real lines do to it is dealt with here.
+//! One line, parsed. The grammar of the message is `twitch-irc`'s. The tags in front of it are cut here, by
+//! position and without a copy: the crate makes a map of owned strings of them, which took a third of the whole
+//! path's time (see `docs/adr`).
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use twitch_irc::message::{IRCMessage, IRCPrefix};
 
 /// A line of IRC.
 #[derive(Debug)]
-pub(super) struct Parsed {
+pub(super) struct Parsed<'a> {
     pub(super) command: String,
     pub(super) params: Vec<String>,
-    /// Unescaped; the last of repeated keys.
-    pub(super) tags: HashMap<String, String>,
+    pub(super) tags: Tags<'a>,
     pub(super) prefix: Option<IRCPrefix>,
 }
 
-impl Parsed {
+impl Parsed<'_> {
     /// A tag's value, if it is there and not empty.
     pub(super) fn tag(&self, key: &str) -> Option<&str> {
-        self.tags.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        self.tags.get(key).filter(|value| !value.is_empty())
     }
 
     /// The nick of the prefix; of a prefix without one, what stands in its place.
@@ -32,25 +32,82 @@ impl Parsed {
     }
 }
 
-/// Parses a line. Double spaces outside the text, seen live, count as one.
-pub(super) fn parse(line: &str) -> Option<Parsed> {
-    let message = IRCMessage::parse(line).or_else(|_| IRCMessage::parse(&single_spaced(line))).ok()?;
-    Some(Parsed { command: message.command, params: message.params, tags: message.tags.0, prefix: message.prefix })
+/// A line's tags, sorted by key; the last of repeated keys.
+#[derive(Debug, Default)]
+pub(super) struct Tags<'a> {
+    unescaped: Vec<(&'a str, Cow<'a, str>)>,
 }
 
-/// `line` with runs of spaces before the trailing parameter made one. By position, never by search: a viewer's
+impl<'a> Tags<'a> {
+    fn parse(tags: &'a str) -> Self {
+        let sorted = sorted_tags(tags);
+        Self { unescaped: sorted.into_iter().map(|(key, value)| (key, unescape(value))).collect() }
+    }
+
+    /// A tag's value; empty for a tag without one.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        let index = self.unescaped.binary_search_by(|(other, _)| (*other).cmp(key)).ok()?;
+        Some(&self.unescaped[index].1)
+    }
+
+    /// All of them, in order.
+    pub(super) fn all(&self) -> &[(&'a str, Cow<'a, str>)] {
+        &self.unescaped
+    }
+}
+
+/// A value as it was meant: `\:` is `;`, `\s` a space, `\r` and `\n` the ends of a line; in front of anything else
+/// the backslash only vanishes, and so does one at the end.
+fn unescape(value: &str) -> Cow<'_, str> {
+    if !value.contains('\\') {
+        return Cow::Borrowed(value);
+    }
+    let mut unescaped = String::with_capacity(value.len());
+    let mut letters = value.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => unescaped.extend(letters.next().map(|escaped| match escaped {
+                ':' => ';',
+                's' => ' ',
+                'r' => '\r',
+                'n' => '\n',
+                other => other,
+            })),
+            other => unescaped.push(other),
+        }
+    }
+    Cow::Owned(unescaped)
+}
+
+/// Parses a line. Double spaces outside the text, seen live, count as one.
+pub(super) fn parse(line: &str) -> Option<Parsed<'_>> {
+    let line = line.trim_start_matches(' ');
+    let (tags, rest) = match line.strip_prefix('@') {
+        Some(tagged) => tagged.split_once(' ').filter(|(tags, _)| !tags.is_empty() && !tags.contains('\r'))?,
+        None => ("", line),
+    };
+    let message = IRCMessage::parse(rest).or_else(|_| IRCMessage::parse(&single_spaced(rest))).ok()?;
+    let tags = Tags::parse(tags);
+    // A second block of tags is none: what stands there is no command.
+    message.tags.0.is_empty().then_some(Parsed {
+        command: message.command,
+        params: message.params,
+        tags,
+        prefix: message.prefix,
+    })
+}
+
+/// `line`, without its tags, with runs of spaces before the trailing parameter made one. By position, never by search: a viewer's
 /// text may hold anything.
 fn single_spaced(line: &str) -> String {
     let mut spaced = String::with_capacity(line.len());
     let mut rest = line.trim_start_matches(' ');
-    // Tags and prefix come before the command, in this order, each at most once.
-    for sign in ['@', ':'] {
-        if rest.starts_with(sign) {
-            let (part, behind) = rest.split_once(' ').unwrap_or((rest, ""));
-            spaced.push_str(part);
-            spaced.push(' ');
-            rest = behind.trim_start_matches(' ');
-        }
+    // The prefix, if there is one, begins like a text.
+    if rest.starts_with(':') {
+        let (prefix, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+        spaced.push_str(prefix);
+        spaced.push(' ');
+        rest = behind.trim_start_matches(' ');
     }
     loop {
         if rest.starts_with(':') {
@@ -67,27 +124,38 @@ fn single_spaced(line: &str) -> String {
     }
 }
 
-/// The tags as they stand on the wire, still escaped, a key without a value as an empty one; the last of
-/// repeated keys, sorted.
+/// The tags of a line as they stand on the wire, still escaped.
 pub(super) fn wire_tags(line: &str) -> Vec<(&str, &str)> {
-    let Some(tags) = line.trim_start_matches(' ').strip_prefix('@').and_then(|rest| rest.split(' ').next()) else {
-        return Vec::new();
-    };
-    let mut last: HashMap<&str, &str> = HashMap::new();
-    for tag in tags.split(';').filter(|tag| !tag.is_empty()) {
-        let (key, value) = tag.split_once('=').unwrap_or((tag, ""));
-        last.insert(key, value);
-    }
-    let mut sorted: Vec<_> = last.into_iter().collect();
-    sorted.sort_unstable();
+    let tags = line.trim_start_matches(' ').strip_prefix('@').and_then(|rest| rest.split(' ').next());
+    sorted_tags(tags.unwrap_or_default())
+}
+
+/// Keys and values, a key without a value with an empty one; sorted, the last of repeated keys.
+fn sorted_tags(tags: &str) -> Vec<(&str, &str)> {
+    let mut sorted: Vec<_> = memchr::memchr_iter(b';', tags.as_bytes())
+        .chain([tags.len()])
+        .scan(0, |start, end| Some(&tags[std::mem::replace(start, end + 1)..end]))
+        .filter(|tag| !tag.is_empty())
+        .map(|tag| tag.split_once('=').unwrap_or((tag, "")))
+        .collect();
+    // Stable, so that of equal keys the last one comes last.
+    sorted.sort_by_key(|(key, _)| *key);
+    sorted.dedup_by(|later, earlier| {
+        let is_repeated = later.0 == earlier.0;
+        if is_repeated {
+            earlier.1 = later.1;
+        }
+        is_repeated
+    });
     sorted
 }
 
 /// The bytes as text; what is no UTF-8 is replaced, and whether there was any.
 pub(super) fn text(line: &[u8]) -> (Cow<'_, str>, bool) {
-    let text = String::from_utf8_lossy(line);
-    let is_replaced = matches!(text, Cow::Owned(_));
-    (text, is_replaced)
+    match std::str::from_utf8(line) {
+        Ok(text) => (Cow::Borrowed(text), false),
+        Err(_) => (Cow::Owned(String::from_utf8_lossy(line).into_owned()), true),
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_is_no_irc_is_refused() {
-        for line in ["", " ", "@", "@a", ":", ":x", "P!NG", "1A2", "@a=b :x"] {
+        for line in ["", " ", "@", "@a", "@ PING", "@a=b @c=d PING", ":", ":x", "P!NG", "1A2", "@a=b :x", "@a=\r PING", "A\rB"] {
             assert!(parse(line).is_none(), "{line:?}");
         }
     }
@@ -116,7 +184,7 @@ mod tests {
     #[test]
     fn values_are_unescaped_and_the_last_of_repeated_keys_counts() {
         let parsed = parse(r"@a=1;b=\:\s\\\r\n;c;d=;a=2;e=x\;f=\z PING").unwrap();
-        let tags = |key: &str| parsed.tags.get(key).map(String::as_str);
+        let tags = |key: &str| parsed.tags.get(key);
         assert_eq!((tags("a"), tags("b"), tags("c"), tags("d")), (Some("2"), Some("; \\\r\n"), Some(""), Some("")));
         assert_eq!((tags("e"), tags("f")), (Some("x"), Some("z")));
         assert_eq!(wire_tags(r"@b=\s;a=1;c;a=2 PING"), [("a", "2"), ("b", r"\s"), ("c", "")]);

@@ -1,6 +1,5 @@
 //! A real nats-server of a test's own.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::child::{Child, clean};
@@ -31,10 +30,6 @@ impl Nats {
     /// Its address.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
-    }
-
-    pub fn folder(&self) -> PathBuf {
-        self.folder.path().to_owned()
     }
 
     /// SIGKILL.

@@ -1,0 +1,152 @@
+//! Forms on the wire, held: golden envelopes, their schema, an independent reading of the contract, the names in
+//! `/metrics`. `UPDATE_GOLDEN=1` writes the golden files anew; look at the difference before you commit it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use inlet::clock::Clock;
+use inlet::envelope::draft::Content;
+use inlet::envelope::{EnvelopeV1, Origin, UnmatchedReason};
+use inlet::source::twitch::lines::Lines;
+use inlet::source::twitch::normalize::TakenIn;
+use inlet::source::twitch::{Normalizer, Reading, SharedChatMode, TwitchMetrics};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::harness::inlet::{Inlet, run};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn assert_golden(name: &str, actual: &str) {
+    let path = fixture(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, actual).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    for (line, (actual, expected)) in actual.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(actual, expected, "{name}, line {}", line + 1);
+    }
+    assert_eq!(actual.lines().count(), expected.lines().count(), "lines of {name}");
+}
+
+/// The envelopes of the fixture's lines, taken in at a fixed time.
+fn envelopes(shared_chat: SharedChatMode) -> Vec<String> {
+    let clock = Clock::by_hand(Timestamp::from_second(1_795_000_000).unwrap());
+    let metrics = Arc::new(TwitchMetrics::new(&prometheus::Registry::new()).unwrap());
+    let normalizer = Normalizer::new(Origin::Replay, shared_chat, metrics);
+    let mut lines = Lines::new();
+    lines.buffer().extend_from_slice(&std::fs::read(fixture("chat.irc")).unwrap());
+    let mut written = Vec::new();
+    while let Some(line) = lines.next_line() {
+        let taken_in = TakenIn { at: clock.now(), instant: Instant::now() };
+        let Reading::Draft(draft) = normalizer.read(line, taken_in) else { continue };
+        written.push(match &draft.content {
+            Content::Event(event) => {
+                let envelope = EnvelopeV1::unmatched(&draft, event, UnmatchedReason::Disabled, clock.now());
+                String::from_utf8(envelope.to_json().unwrap()).unwrap()
+            }
+            Content::Unusable { reason, message, .. } => format!("# {reason}: {message}"),
+        });
+    }
+    written
+}
+
+#[test]
+fn envelopes_are_as_they_were() {
+    assert_golden("chat.envelopes.jsonl", &(envelopes(SharedChatMode::SourceOnly).join("\n") + "\n"));
+    assert_golden("chat.envelopes-all.jsonl", &(envelopes(SharedChatMode::All).join("\n") + "\n"));
+}
+
+#[test]
+fn the_schema_holds_for_every_golden_envelope_and_dead_letter() {
+    let schema: Value =
+        serde_json::from_str(include_str!("../../docs/envelope-v1.schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let mut types = BTreeMap::new();
+    for line in envelopes(SharedChatMode::All).iter().filter(|line| !line.starts_with('#')) {
+        let envelope: Value = serde_json::from_str(line).unwrap();
+        let problems: Vec<_> = validator.iter_errors(&envelope).map(|error| error.to_string()).collect();
+        assert!(problems.is_empty(), "{problems:?} in {line}");
+        *types.entry(envelope["type"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    }
+    assert_eq!(types.len(), 3, "{types:?}");
+    // And it is a schema that can fail.
+    let mut envelope: Value = serde_json::from_str(&envelopes(SharedChatMode::All)[0]).unwrap();
+    envelope["user"]["role"] = Value::from("emperor");
+    assert!(!validator.is_valid(&envelope));
+    envelope["user"] = Value::Null;
+    assert!(!validator.is_valid(&envelope));
+}
+
+#[test]
+fn what_replay_publishes_is_what_an_independent_reading_of_the_contract_expects() {
+    for mode in ["source-only", "all"] {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = fixture("chat.irc");
+        let environment =
+            [("DATA_DIR", folder.path().to_str().unwrap()), ("TWITCH_SHARED_CHAT", mode), ("LOG_LEVEL", "error")];
+        let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (published, summary) = text.trim_end().rsplit_once('\n').unwrap();
+        let summary: Value = serde_json::from_str(summary).unwrap();
+        assert_eq!(summary["deadLettered"], 5, "{summary}");
+        let file = folder.path().join("published.jsonl");
+        std::fs::write(&file, published).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/verify-envelopes");
+        let check = Command::new("python3")
+            .arg(script)
+            .arg(&lines)
+            .arg("--envelopes")
+            .arg(&file)
+            .args(["--shared-chat", mode])
+            .output()
+            .unwrap();
+        assert!(check.status.success(), "{mode}: {}", String::from_utf8_lossy(&check.stdout));
+    }
+}
+
+#[tokio::test]
+async fn every_series_is_there_from_the_start() {
+    let inlet = Inlet::serve(&[]).await;
+    let names: BTreeSet<_> = inlet.metrics().await.names().map(str::to_owned).collect();
+    let ours: BTreeSet<_> = names
+        .iter()
+        .filter(|name| !name.contains("_bucket{") && !name.starts_with("process_"))
+        .map(|name| name.replace(env!("CARGO_PKG_VERSION"), "VERSION"))
+        .collect();
+    let ours: Vec<_> = ours.into_iter().collect();
+    assert_golden("metrics.txt", &(ours.join("\n") + "\n"));
+    assert!(names.contains("process_resident_memory_bytes"));
+}
+
+#[test]
+fn every_setting_is_in_the_readme_and_in_the_example() {
+    let help = String::from_utf8(run(&["serve", "--help"], &[("TWITCH_CHANNELS", "shown-by-no-means")]).stdout).unwrap();
+    assert!(!help.contains("shown-by-no-means"));
+    let mut names: BTreeSet<_> = help
+        .split("[env: ")
+        .skip(1)
+        .map(|rest| rest.split([']', '=']).next().unwrap().to_owned())
+        .collect();
+    assert!(names.len() > 30, "{names:?}");
+    names.extend(["ADMIN_TOKEN".to_owned(), "TWITCH_BOT_ACCESS_TOKEN".to_owned()]);
+    for (file, text) in
+        [("README.md", include_str!("../../README.md")), (".env.example", include_str!("../../.env.example"))]
+    {
+        let missing: Vec<_> = names.iter().filter(|name| !text.contains(name.as_str())).collect();
+        assert!(missing.is_empty(), "{file} lacks {missing:?}");
+    }
+    let known = |name: &str| names.contains(name.trim_end_matches("_FILE")) || names.contains(name);
+    let named = include_str!("../../.env.example").lines().filter_map(|line| line.trim_start_matches('#').split_once('='));
+    let foreign: Vec<_> = named
+        .map(|(name, _)| name)
+        .filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !known(name) && *name != "INLET_URL")
+        .collect();
+    assert!(foreign.is_empty(), ".env.example names {foreign:?}, which do not exist");
+}

@@ -1,0 +1,155 @@
+//! The whole path: simulated chat over a real socket, the real binary, a real nats-server; what was sent is
+//! compared with what an independent reader finds in the stream.
+
+use std::time::Duration;
+
+use crate::harness::inlet::{Inlet, Simulator};
+use crate::harness::nats::Nats;
+use crate::harness::stream::{assert_holds_exactly, read};
+
+const CHANNELS: &str = "alpha,beta,gamma";
+
+#[tokio::test]
+async fn everything_sent_is_in_the_stream_once_and_in_order() {
+    let nats = Nats::start().await;
+    let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "1000", "--count", "20000"]).await;
+    let inlet = Inlet::serve(&[
+        ("TWITCH_CHANNELS", CHANNELS),
+        ("TWITCH_IRC_URL", &simulator.url()),
+        ("NATS_URL", &nats.url()),
+    ])
+    .await;
+    let sent = simulator.has_sent(19_900, Duration::from_secs(60)).await;
+    let metrics = inlet.settled(sent.len() as u64).await;
+    let sent = simulator.sent();
+    assert_eq!(metrics.get("inlet_events_published_total{source=\"twitch\"}"), sent.len() as u64);
+    metrics.assert_account_closes();
+    let found = read(&nats.url(), "INLET").await;
+    assert_holds_exactly(&found, &sent);
+    let (now, _) = inlet.memory_kib();
+    assert!(now < 96 * 1024, "{now} KiB");
+
+    // The headers of one of them say what its envelope says.
+    let message = &found[0];
+    assert_eq!(message.subject, "internal.ingress.v1");
+    assert_eq!(message.headers["type"], "external.chat.message.v1");
+    let trace = message.body["traceId"].as_str().unwrap();
+    assert_eq!(message.headers["traceparent"], format!("00-{trace}-{}-01", &trace[16..]));
+    assert_eq!(message.headers["Nats-Msg-Id"], message.body["id"].as_str().unwrap());
+    assert!(!message.headers.contains_key("Inlet-User"), "only with enrichment");
+}
+
+#[tokio::test]
+async fn sigterm_leaves_everything_taken_in_in_the_stream() {
+    let nats = Nats::start().await;
+    let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "2000"]).await;
+    let mut inlet = Inlet::serve(&[
+        ("TWITCH_CHANNELS", CHANNELS),
+        ("TWITCH_IRC_URL", &simulator.url()),
+        ("NATS_URL", &nats.url()),
+    ])
+    .await;
+    simulator.has_sent(6_000, Duration::from_secs(30)).await;
+    let (spent, code) = inlet.terminate(Duration::from_secs(9)).await;
+    assert_eq!(code, Some(0), "{}", inlet.log());
+    assert!(spent < Duration::from_secs(8), "{spent:?}");
+    let found = read(&nats.url(), "INLET").await;
+    // What was sent up to the first message that was not taken in any more; nothing between is missing.
+    let mut sent = simulator.sent();
+    assert!(found.len() > 5_000 && sent.len() >= found.len());
+    for channel in CHANNELS.split(',') {
+        let of_channel = |in_channel: &str| in_channel == channel;
+        let count = found.iter().filter(|m| of_channel(m.body["source"]["channel"].as_str().unwrap())).count();
+        let mut kept = 0;
+        sent.retain(|(in_channel, _)| {
+            let is_kept = !of_channel(in_channel) || kept < count;
+            kept += usize::from(of_channel(in_channel));
+            is_kept
+        });
+    }
+    assert_holds_exactly(&found, &sent);
+}
+
+#[tokio::test]
+async fn the_same_path_on_the_embedded_stream_and_through_tail() {
+    let simulator = Simulator::start(&["--channels", "alpha", "--rate", "500", "--count", "2000"]).await;
+    let settings = [("TWITCH_CHANNELS", "#Alpha"), ("TWITCH_IRC_URL", &simulator.url())];
+    let mut inlet = Inlet::serve(&settings).await;
+    let sent = simulator.has_sent(1_950, Duration::from_secs(30)).await;
+    let metrics = inlet.settled(sent.len() as u64).await;
+    metrics.assert_account_closes();
+    let sent: Vec<_> = simulator.sent().into_iter().map(|(_, id)| id).collect();
+    assert_eq!(tail(&inlet, sent.len()), sent);
+
+    // A restart keeps all of it, and the next run goes on behind it.
+    assert_eq!(inlet.terminate(Duration::from_secs(9)).await.1, Some(0));
+    let inlet = Inlet::serve_in(inlet.into_folder(), &settings).await;
+    assert_eq!(tail(&inlet, sent.len()), sent);
+}
+
+/// The message ids that `inlet tail` shows from the start of the stream.
+fn tail(inlet: &Inlet, count: usize) -> Vec<String> {
+    let (port, count) = (inlet.port.to_string(), count.to_string());
+    let arguments = ["tail", "--json", "--after", "0", "--count", &count];
+    let output = crate::harness::inlet::run(&arguments, &[("PORT", &port)]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let id = |line: &str| {
+        let envelope: serde_json::Value = serde_json::from_str(line).unwrap();
+        envelope["payload"]["messageId"].as_str().unwrap().to_owned()
+    };
+    lines.lines().map(id).collect()
+}
+
+#[tokio::test]
+async fn subjects_are_made_of_the_event_where_the_settings_say_so() {
+    let nats = Nats::start().await;
+    let simulator = Simulator::start(&["--channels", "alpha,beta", "--rate", "200", "--count", "100"]).await;
+    let inlet = Inlet::serve(&[
+        ("TWITCH_CHANNELS", "alpha,beta"),
+        ("TWITCH_IRC_URL", &simulator.url()),
+        ("NATS_URL", &nats.url()),
+        ("BUS_PREFIX", "dev."),
+        ("PUBLISH_SUBJECT", "chat.{platform}.{channel}.{type}"),
+    ])
+    .await;
+    let sent = simulator.has_sent(90, Duration::from_secs(30)).await;
+    inlet.settled(sent.len() as u64).await;
+    let found = read(&nats.url(), "INLET_dev").await;
+    assert!(found.len() >= 90);
+    for message in &found {
+        let channel = message.body["source"]["channel"].as_str().unwrap();
+        assert_eq!(message.subject, format!("dev.chat.twitch.{channel}.external=2Echat=2Emessage=2Ev1"));
+    }
+}
+
+#[tokio::test]
+async fn two_services_on_the_same_channels_publish_each_message_once() {
+    let nats = Nats::start().await;
+    let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "500", "--count", "5000"]).await;
+    let (irc, url) = (simulator.url(), nats.url());
+    let settings = [("TWITCH_CHANNELS", CHANNELS), ("TWITCH_IRC_URL", irc.as_str()), ("NATS_URL", url.as_str())];
+    let (first, second) = (Inlet::serve(&settings).await, Inlet::serve(&settings).await);
+    let sent_to_both = 4_000 * 2;
+    simulator.has_sent(sent_to_both, Duration::from_secs(60)).await;
+    crate::harness::within(Duration::from_secs(60), "all of them sent", || async {
+        let sent = simulator.sent();
+        let mut ids: Vec<_> = sent.iter().map(|(_, id)| id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        (ids.len() >= 4_950).then_some(())
+    })
+    .await;
+    let (a, b) = (first.settled(1).await, second.settled(1).await);
+    for metrics in [&a, &b] {
+        metrics.assert_account_closes();
+    }
+    let found = read(&nats.url(), "INLET").await;
+    let published = a.sum("inlet_events_published_total") + b.sum("inlet_events_published_total");
+    assert_eq!(found.len() as u64, published);
+    let mut ids: Vec<_> = found.iter().map(|message| &message.msg_id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), found.len());
+    assert!(a.sum("inlet_publish_duplicates_total") + b.sum("inlet_publish_duplicates_total") > 3_000);
+}

@@ -1,0 +1,148 @@
+//! The shape of the source, held: who may import whom, where a third party may be named, how long a file may be,
+//! and under which licences the dependencies come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+const LEAVES: [&str; 10] =
+    ["clock", "data_dir", "recent", "retry", "secret", "settings", "status", "tasks", "telemetry", "tls"];
+
+/// What each module may import, besides itself and the leaves.
+fn allowed(module: &str) -> Option<&'static [&'static str]> {
+    Some(match module {
+        "envelope" | "sim" => &[],
+        "bus" => &["envelope"],
+        "pipeline" => &["bus", "envelope"],
+        "source" => &["pipeline", "envelope"],
+        "http" => &["pipeline", "bus", "envelope", "source"],
+        // The composition root, the commands, and the map itself see everything.
+        "app" | "cli" | "lib" | "main" => return None,
+        leaf if LEAVES.contains(&leaf) => &[],
+        other => panic!("{other} has no place in the order yet; give it one here"),
+    })
+}
+
+/// Third parties and the only places that name them.
+const WALLS: [(&str, &[&str]); 8] = [
+    ("async_nats", &["bus/jetstream"]),
+    ("twitch_irc", &["source/twitch/wire"]),
+    ("redb", &["bus/embedded"]),
+    ("backoff", &["retry"]),
+    ("axum", &["http"]),
+    ("reqwest", &["cli"]),
+    ("rcgen", &["sim/"]),
+    ("jsonwebtoken", &[]),
+];
+
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    assert!(found.len() > 40);
+    let name = |path: &Path| path.strip_prefix(&root).unwrap().with_extension("").to_str().unwrap().to_owned();
+    found.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// Everything in front of the unit tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap()
+}
+
+/// Modules of this crate that a file names, comments left out.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut found = BTreeSet::new();
+    for line in code {
+        for rest in line.split("crate::").skip(1) {
+            found.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    found.remove("label");
+    found
+}
+
+#[test]
+fn imports_follow_the_path() {
+    for (name, text) in sources() {
+        let module = name.split('/').next().unwrap();
+        let Some(allowed) = allowed(module) else { continue };
+        for import in imports(without_tests(&text)) {
+            let is_fine = import == module || LEAVES.contains(&&*import) || allowed.contains(&&*import);
+            assert!(is_fine, "src/{name}.rs imports crate::{import}");
+            // Of the source, HTTP sees what it shows of itself, not how it works.
+            if module == "http" && import == "source" {
+                let inner = text.contains("source::twitch::connection") || text.contains("source::twitch::joins");
+                assert!(!inner, "src/{name}.rs looks into the source");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_leaf_imports_leaves_alone_and_the_simulator_nothing() {
+    for (name, text) in sources() {
+        if name.starts_with("sim") && !name.contains("tests") {
+            let found = imports(without_tests(&text));
+            assert!(found.iter().all(|import| import == "sim"), "src/{name}.rs imports {found:?}");
+        }
+    }
+}
+
+#[test]
+fn third_parties_stay_behind_their_walls() {
+    for (name, text) in sources() {
+        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for (party, places) in WALLS {
+            let names_it = code.contains(&format!("{party}::"));
+            assert!(!names_it || places.iter().any(|place| name.starts_with(place)), "src/{name}.rs names {party}");
+        }
+    }
+}
+
+#[test]
+fn files_are_short_enough_to_read() {
+    for (name, text) in sources() {
+        let lines = without_tests(&text).lines().count();
+        assert!(lines <= 500, "src/{name}.rs has {lines} lines without its tests");
+    }
+}
+
+#[test]
+fn dependencies_come_under_known_licences_and_with_one_tls_stack() {
+    let metadata = cargo_metadata::MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .other_options(vec!["--locked".to_owned(), "--filter-platform".to_owned(), "x86_64-unknown-linux-gnu".to_owned()])
+        .exec()
+        .unwrap();
+    let fine = [
+        "MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib",
+        "Unicode-3.0", "CC0-1.0", "0BSD", "Unlicense", "BSL-1.0", "OpenSSL", "MIT-0", "CDLA-Permissive-2.0",
+    ];
+    let used: BTreeSet<_> =
+        metadata.resolve.as_ref().unwrap().nodes.iter().map(|node| node.id.clone()).collect();
+    let mut problems = BTreeMap::new();
+    for package in metadata.packages.iter().filter(|package| used.contains(&package.id)) {
+        let name = package.name.to_string();
+        if ["openssl", "openssl-sys", "native-tls", "ring"].contains(&name.as_str()) {
+            problems.insert(name.clone(), "a second TLS stack or provider".to_owned());
+        }
+        let licence = package.license.clone().unwrap_or_default().replace('/', " OR ");
+        let is_fine = licence.split(" OR ").any(|choice| {
+            choice.trim_matches(['(', ')', ' ']).split(" AND ").all(|part| fine.contains(&part.trim_matches(['(', ')', ' '])))
+        });
+        if !is_fine {
+            problems.insert(name, licence);
+        }
+    }
+    assert!(problems.is_empty(), "{problems:?}");
+}
