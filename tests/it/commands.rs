@@ -6,7 +6,6 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use inlet::bus::embedded::EmbeddedBus;
 use inlet::bus::{Bus, Retention};
 use inlet::clock::Clock;
 use inlet::envelope::receipt::Outcomes;
@@ -14,7 +13,6 @@ use inlet::envelope::{Origin, SubjectTemplate};
 use inlet::pipeline::{self, Enrich, IntakeConfig, PipelineMetrics, Publish, PublishConfig, open_door};
 use inlet::source::twitch::{Normalizer, ReplayDoor, SharedChatMode, TwitchMetrics};
 use inlet::tasks::Tasks;
-use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::harness::inlet::{Inlet, command, run};
@@ -85,7 +83,8 @@ async fn replay_looks_back_when_the_server_has_forgotten_the_ids() {
 async fn replay_at(folder: &Path, clock: &Clock) -> Outcomes {
     let subjects = SubjectTemplate::new("", "internal.ingress.v1").unwrap();
     let retention = Retention { max_age: Duration::from_hours(72), max_bytes: None };
-    let bus: Arc<dyn Bus> = EmbeddedBus::open(folder, retention, subjects.clone(), clock.clone()).unwrap();
+    let bus: Arc<dyn Bus> =
+        crate::harness::open_embedded(folder, retention, subjects.clone(), clock.clone()).await;
     let registry = prometheus::Registry::new();
     let metrics = Arc::new(PipelineMetrics::new(&registry).unwrap());
     let intake = IntakeConfig {
@@ -111,7 +110,7 @@ async fn replay_at(folder: &Path, clock: &Clock) -> Outcomes {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replay_a_day_later_publishes_nothing_new() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = Clock::by_hand(Timestamp::from_second(1_795_000_000).unwrap());
+    let clock = Clock::by_hand("2026-11-20T23:00:00Z".parse().unwrap());
     assert_eq!(replay_at(folder.path(), &clock).await.published, 49);
     clock.step(24 * 60 * 60 * 1000);
     let later = replay_at(folder.path(), &clock).await;

@@ -7,7 +7,14 @@ pub mod stream;
 
 use std::future::Future;
 use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use ::inlet::bus::Retention;
+use ::inlet::bus::embedded::EmbeddedBus;
+use ::inlet::clock::Clock;
+use ::inlet::envelope::SubjectTemplate;
 
 /// Nothing here may take longer; a test that would is broken.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,4 +43,12 @@ pub async fn within<T, F: Future<Output = Option<T>>>(
         assert!(tokio::time::Instant::now() < deadline, "still waiting after {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Opens an embedded stream. One that was just let go is still held for a moment by its writer.
+pub async fn open_embedded(folder: &Path, retention: Retention, subjects: SubjectTemplate, clock: Clock) -> Arc<EmbeddedBus> {
+    eventually("the stream's file is free", || async {
+        EmbeddedBus::open(folder, retention, subjects.clone(), clock.clone()).ok()
+    })
+    .await
 }

@@ -90,7 +90,7 @@ async fn with_a_token_it_is_asked_for_and_shown_nowhere() {
 /// Events of `/v1/stream`: id and data.
 struct Events {
     body: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<bytes::Bytes>>>>,
-    text: String,
+    bytes: Vec<u8>,
 }
 
 impl Events {
@@ -102,22 +102,21 @@ impl Events {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { body: Box::pin(response.bytes_stream()), text: String::new() }
+        Self { body: Box::pin(response.bytes_stream()), bytes: Vec::new() }
     }
 
     /// The next event's block, comments left out; `None` at the end.
     async fn next(&mut self) -> Option<String> {
         loop {
-            if let Some((block, rest)) = self.text.split_once("\n\n") {
-                let block = block.to_owned();
-                self.text = rest.to_owned();
-                if !block.starts_with(':') {
-                    return Some(block);
+            if let Some(end) = self.bytes.windows(2).position(|pair| pair == b"\n\n") {
+                let block: Vec<u8> = self.bytes.drain(..end + 2).take(end).collect();
+                if !block.starts_with(b":") {
+                    return Some(String::from_utf8(block).unwrap());
                 }
                 continue;
             }
             let piece = tokio::time::timeout(crate::harness::PATIENCE, self.body.next()).await.unwrap()?;
-            self.text.push_str(std::str::from_utf8(&piece.ok()?).unwrap());
+            self.bytes.extend_from_slice(&piece.ok()?);
         }
     }
 

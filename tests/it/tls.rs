@@ -142,9 +142,16 @@ async fn nats_by_credentials() {
     let account_jwt = jwt(&operator, &account, &json!({ "type": "account", "version": 2, "limits": limits }));
     let user_jwt =
         jwt(&account, &user, &json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1, "pub": {}, "sub": {} }));
+    // JetStream wants a system account beside it.
+    let system = KeyPair::new_account();
+    let system_jwt = jwt(&operator, &system, &json!({ "type": "account", "version": 2, "limits": {
+        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+    } }));
     let config = format!(
-        "operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload {{ {}: {account_jwt} }}",
-        account.public_key()
+        "operator: {operator_jwt}\nsystem_account: {1}\nresolver: MEMORY\n\
+         resolver_preload {{ {0}: {account_jwt}, {1}: {system_jwt} }}",
+        account.public_key(),
+        system.public_key(),
     );
     let nats = Nats::with_config(&config).await;
     let credentials = format!(

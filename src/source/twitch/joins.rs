@@ -247,7 +247,7 @@ mod tests {
                     sent.extend(run(&mut joins, Duration::from_secs(loss), |name| !name.ends_with(&unanswered.to_string())).await);
                     joins.disconnected();
                 }
-                sent.extend(run(&mut joins, Duration::from_mins(5), |_| true).await);
+                sent.extend(run(&mut joins, Duration::from_hours(1), |_| true).await);
                 prop_assert!(joins.states().all(|(_, state, _)| state == ChannelState::Joined));
                 Ok(sent)
             })?;

@@ -17,7 +17,7 @@ use inlet::tls::TlsConfig;
 use jiff::Timestamp;
 
 use crate::harness::nats::Nats;
-use crate::harness::{PATIENCE, eventually};
+use crate::harness::{PATIENCE, eventually, open_embedded};
 
 const WINDOW: usize = 64;
 
@@ -61,7 +61,7 @@ impl Fixture {
         let bus: Arc<dyn Bus> = match &ground {
             Ground::Embedded(folder) => {
                 let config = config(flags);
-                EmbeddedBus::open(folder.path(), config.retention, config.subjects, clock.clone()).unwrap()
+                open_embedded(folder.path(), config.retention, config.subjects, clock.clone()).await
             }
             Ground::Nats(nats) => {
                 let url = nats.url();

@@ -42,6 +42,7 @@ impl Inlet {
 
     /// The same in a folder that was used before.
     pub async fn serve_in(folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
+        ::inlet::tls::install_provider();
         let port = free_port();
         let mut command = command(&["serve"], settings);
         command.env("PORT", port.to_string()).env("DATA_DIR", folder.path().join("data"));

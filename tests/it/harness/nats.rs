@@ -55,7 +55,8 @@ impl Nats {
         self.child = Some(Child::start("nats-server", clean(program).arg("-c").arg(&config), &log));
         eventually("nats-server listens", || async {
             let log = std::fs::read_to_string(&log).unwrap();
-            assert!(self.child.is_some());
+            let is_fatal = log.contains("[FTL]") || log.starts_with("nats-server:");
+            assert!(!is_fatal, "nats-server does not start:\n{log}");
             log.contains("Server is ready").then_some(())
         })
         .await;
