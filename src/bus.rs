@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 use crate::envelope::{MessageId, SubjectTemplate};
 use crate::label;
@@ -123,8 +124,9 @@ impl Message {
 
 /// Header `traceparent` of the message with this id.
 pub fn traceparent(id: MessageId) -> String {
-    let trace = id.event.simple().to_string();
-    format!("00-{trace}-{}-01", &trace[16..])
+    let mut buffer = Uuid::encode_buffer();
+    let trace = id.event.simple().encode_lower(&mut buffer);
+    ["00-", trace, "-", &trace[16..], "-01"].concat()
 }
 
 /// A way into the stream.

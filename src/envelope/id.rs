@@ -75,6 +75,13 @@ impl MessageId {
         Self { event, is_dead_letter: false }
     }
 
+    /// As text; the same as by [`fmt::Display`], in one allocation.
+    pub fn to_text(self) -> String {
+        let mut buffer = Uuid::encode_buffer();
+        let event = self.event.hyphenated().encode_lower(&mut buffer);
+        if self.is_dead_letter { [DEAD_LETTER_PREFIX, event].concat() } else { event.to_owned() }
+    }
+
     /// The id of an event's dead letter.
     pub fn of_dead_letter(event: Uuid) -> Self {
         Self { event, is_dead_letter: true }
@@ -137,6 +144,7 @@ mod tests {
         let event = event_id("twitch:x");
         for id in [MessageId::of_event(event), MessageId::of_dead_letter(event)] {
             assert_eq!(id.to_string().parse(), Ok(id));
+            assert_eq!(id.to_text(), id.to_string());
         }
         assert_eq!(MessageId::of_dead_letter(event).to_string(), format!("dlq-{event}"));
         assert!("dlq-".parse::<MessageId>().is_err() && "hello".parse::<MessageId>().is_err());

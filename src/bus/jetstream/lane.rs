@@ -1,6 +1,6 @@
 //! A way into JetStream: messages out, acks back, on whatever session stands.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_nats::{HeaderMap, HeaderName, Message as NatsMessage, StatusCode, Subject, Subscriber};
@@ -73,7 +73,7 @@ impl LaneEnd {
             return Left::Lost;
         };
         let mut lost = session.lost.clone();
-        let mut unsettled = HashSet::new();
+        let mut unsettled = BTreeSet::new();
         loop {
             let settled = tokio::select! {
                 biased;
@@ -91,10 +91,7 @@ impl LaneEnd {
                 return Left::Closed;
             }
         }
-        // In order, so that they are sent again in order.
-        let mut numbers: Vec<_> = unsettled.into_iter().collect();
-        numbers.sort_unstable();
-        self.settle(numbers.into_iter().map(|number| Settled { number, outcome: Err(LOST) }).collect()).await
+        self.settle(unsettled.into_iter().map(|number| Settled { number, outcome: Err(LOST) }).collect()).await
     }
 
     /// This ack and every other one that has arrived.
@@ -103,7 +100,7 @@ impl LaneEnd {
         first: NatsMessage,
         acks: &mut Subscriber,
         number_at: usize,
-        unsettled: &mut HashSet<u64>,
+        unsettled: &mut BTreeSet<u64>,
     ) -> Vec<Settled> {
         let mut settled = Vec::new();
         let mut next = Some(first);
@@ -127,12 +124,18 @@ async fn send(
     session: &Session,
     inbox: &str,
     messages: Vec<Numbered>,
-    unsettled: &mut HashSet<u64>,
+    unsettled: &mut BTreeSet<u64>,
 ) -> Vec<Settled> {
     let mut refused = Vec::new();
+    // Nearly always the same for all of them, and cheap to share.
+    let mut last: Option<(Arc<str>, Subject)> = None;
     for Numbered { number, message } in messages {
-        let reply = Subject::from(format!("{inbox}.{number}"));
-        let subject = Subject::from(message.subject.as_ref());
+        let reply = Subject::from([inbox, ".", number.to_string().as_str()].concat());
+        let subject = match &last {
+            Some((text, subject)) if Arc::ptr_eq(text, &message.subject) => subject.clone(),
+            _ => Subject::from(message.subject.as_ref()),
+        };
+        last = Some((Arc::clone(&message.subject), subject.clone()));
         let published =
             session.client.publish_with_reply_and_headers(subject, reply, headers(&message), message.payload.clone());
         match published.await {
@@ -154,7 +157,7 @@ async fn send(
 
 fn headers(message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_string());
+    headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_text());
     headers.insert(HeaderName::from_static(header::TYPE), message.kind);
     headers.insert(HeaderName::from_static(header::TRACEPARENT), message.traceparent());
     headers

@@ -6,6 +6,9 @@ use std::borrow::Cow;
 
 use twitch_irc::message::{IRCMessage, IRCPrefix};
 
+/// A chat line has about so many.
+const USUAL_TAGS: usize = 24;
+
 /// A line of IRC.
 #[derive(Debug)]
 pub(super) struct Parsed<'a> {
@@ -59,7 +62,7 @@ impl<'a> Tags<'a> {
 /// A value as it was meant: `\:` is `;`, `\s` a space, `\r` and `\n` the ends of a line; in front of anything else
 /// the backslash only vanishes, and so does one at the end.
 fn unescape(value: &str) -> Cow<'_, str> {
-    if !value.contains('\\') {
+    if memchr::memchr(b'\\', value.as_bytes()).is_none() {
         return Cow::Borrowed(value);
     }
     let mut unescaped = String::with_capacity(value.len());
@@ -132,12 +135,18 @@ pub(super) fn wire_tags(line: &str) -> Vec<(&str, &str)> {
 
 /// Keys and values, a key without a value with an empty one; sorted, the last of repeated keys.
 fn sorted_tags(tags: &str) -> Vec<(&str, &str)> {
-    let mut sorted: Vec<_> = memchr::memchr_iter(b';', tags.as_bytes())
-        .chain([tags.len()])
-        .scan(0, |start, end| Some(&tags[std::mem::replace(start, end + 1)..end]))
-        .filter(|tag| !tag.is_empty())
-        .map(|tag| tag.split_once('=').unwrap_or((tag, "")))
-        .collect();
+    let mut sorted = Vec::with_capacity(USUAL_TAGS);
+    let mut start = 0;
+    for end in memchr::memchr_iter(b';', tags.as_bytes()).chain([tags.len()]) {
+        let tag = &tags[std::mem::replace(&mut start, end + 1)..end];
+        if !tag.is_empty() {
+            let (key, value) = match memchr::memchr(b'=', tag.as_bytes()) {
+                Some(at) => (&tag[..at], &tag[at + 1..]),
+                None => (tag, ""),
+            };
+            sorted.push((key, value));
+        }
+    }
     // Stable, so that of equal keys the last one comes last.
     sorted.sort_by_key(|(key, _)| *key);
     sorted.dedup_by(|later, earlier| {
