@@ -103,7 +103,9 @@ impl JetStreamArgs {
             Ok(secret) => Ok(Secret::new(secret.trim())),
             Err(error) => Err(format!("{text:?} cannot be read: {error}")),
         };
-        let credentials = problems.parse_optional("NATS_CREDS_FILE", self.nats_creds_file.as_ref(), secret_in);
+        let credentials = problems.parse_optional("NATS_CREDS_FILE", self.nats_creds_file.as_ref(), |text| {
+            session::checked_credentials(&secret_in(text)?)
+        });
         let nkey = problems.parse_optional("NATS_NKEY_FILE", self.nats_nkey_file.as_ref(), secret_in);
         let certificate =
             problems.parse_optional("NATS_TLS_CERT_FILE", self.nats_tls_cert_file.as_ref(), settings::readable_file);

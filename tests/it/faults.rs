@@ -27,11 +27,10 @@ async fn nats_restarted_loses_nothing_and_doubles_nothing() {
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "500", "--count", "6000"]).await;
     let inlet = service(&simulator, &nats, &[]).await;
     inlet.ready().await;
-    simulator.has_sent(1_000, Duration::from_secs(30)).await;
+    simulator.has_sent(1_000).await;
     nats.away_for(Duration::from_secs(3)).await;
-    simulator.has_sent(5_900, Duration::from_secs(60)).await;
+    let sent = simulator.has_finished(6_000).await;
     inlet.ready().await;
-    let sent = simulator.has_sent(6_000, Duration::from_secs(30)).await;
     let metrics = inlet.settled(sent.len() as u64).await;
     metrics.assert_account_closes();
     assert_eq!(metrics.sum("inlet_events_refused_total"), 0);
@@ -44,11 +43,11 @@ async fn nats_paused_loses_nothing_and_doubles_nothing() {
     let nats = Nats::start().await;
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "300", "--count", "4000"]).await;
     let inlet = service(&simulator, &nats, &[("PUBLISH_ACK_WAIT", "1s")]).await;
-    simulator.has_sent(500, Duration::from_secs(30)).await;
+    simulator.has_sent(500).await;
     nats.signal("STOP");
     tokio::time::sleep(Duration::from_secs(4)).await;
     nats.signal("CONT");
-    let sent = simulator.has_sent(4_000, Duration::from_secs(60)).await;
+    let sent = simulator.has_finished(4_000).await;
     let metrics = inlet.settled(sent.len() as u64).await;
     metrics.assert_account_closes();
     assert!(metrics.get("inlet_publish_retries_total{cause=\"timed_out\"}") > 0);
@@ -61,7 +60,7 @@ async fn while_the_bus_is_away_the_door_fills_and_then_refuses_and_counts() {
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "1000", "--count", "12000"]).await;
     let small = [("INTAKE_MAX_EVENTS", "500"), ("INTAKE_WAIT", "200ms"), ("PUBLISH_MAX_IN_FLIGHT", "100")];
     let inlet = service(&simulator, &nats, &small).await;
-    simulator.has_sent(1_000, Duration::from_secs(30)).await;
+    simulator.has_sent(1_000).await;
     nats.kill();
     eventually("refusals", || async {
         (inlet.metrics().await.sum("inlet_events_refused_total") > 500).then_some(())
@@ -74,7 +73,7 @@ async fn while_the_bus_is_away_the_door_fills_and_then_refuses_and_counts() {
     assert!(pending <= 500 + 100 + 256, "{pending} pending: nothing grows");
     nats.restart().await;
     inlet.ready().await;
-    let sent = simulator.has_sent(12_000, Duration::from_secs(60)).await;
+    let sent = simulator.has_finished(12_000).await;
     let metrics = inlet.settled(sent.len() as u64).await;
     metrics.assert_account_closes();
     let found = read(&nats.url(), "INLET").await;
@@ -97,7 +96,7 @@ async fn a_start_without_nats_succeeds_and_finds_it_later() {
     eventually("only the bus is waited for", || async { (inlet.waiting_for().await == ["bus"]).then_some(()) }).await;
     nats.restart().await;
     inlet.ready().await;
-    let sent = simulator.has_sent(500, Duration::from_secs(30)).await;
+    let sent = simulator.has_finished(500).await;
     inlet.settled(sent.len() as u64).await.assert_account_closes();
     assert_holds_exactly(&read(&nats.url(), "INLET").await, &sent);
 }
@@ -107,7 +106,7 @@ async fn a_dropped_connection_is_made_again_and_shown() {
     let nats = Nats::start().await;
     let mut simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "200"]).await;
     let inlet = service(&simulator, &nats, &[]).await;
-    simulator.has_sent(100, Duration::from_secs(30)).await;
+    simulator.has_sent(100).await;
     simulator.say("drop");
     eventually("a reconnect", || async {
         let (_, page) = inlet.json("/_debug/twitch").await;
@@ -132,7 +131,7 @@ async fn a_reconnect_request_is_followed_without_waiting() {
     let nats = Nats::start().await;
     let mut simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "50"]).await;
     let inlet = service(&simulator, &nats, &[("IRC_RECONNECT_INITIAL_MS", "30000")]).await;
-    simulator.has_sent(20, Duration::from_secs(30)).await;
+    simulator.has_sent(20).await;
     simulator.say("reconnect");
     crate::harness::within(Duration::from_secs(5), "back at once", || async {
         let (_, page) = inlet.json("/_debug/twitch").await;

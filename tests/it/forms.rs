@@ -130,9 +130,10 @@ fn every_setting_is_in_the_readme_and_in_the_example() {
     let help = String::from_utf8(run(&["serve", "--help"], &[("TWITCH_CHANNELS", "shown-by-no-means")]).stdout).unwrap();
     assert!(!help.contains("shown-by-no-means"));
     let mut names: BTreeSet<_> = help
-        .split("[env: ")
+        // The line may be broken behind the colon.
+        .split("[env:")
         .skip(1)
-        .map(|rest| rest.split([']', '=']).next().unwrap().to_owned())
+        .map(|rest| rest.split([']', '=']).next().unwrap().trim().to_owned())
         .collect();
     assert!(names.len() > 30, "{names:?}");
     names.extend(["ADMIN_TOKEN".to_owned(), "TWITCH_BOT_ACCESS_TOKEN".to_owned()]);

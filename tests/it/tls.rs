@@ -21,7 +21,7 @@ async fn chat_over_tls_with_a_certificate_of_our_own() {
     let inlet =
         Inlet::serve(&[("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &url), ("TLS_CA_FILE", &ca)]).await;
     inlet.ready().await;
-    let sent = simulator.has_sent(200, crate::harness::PATIENCE).await;
+    let sent = simulator.has_finished(200).await;
     inlet.settled(sent.len() as u64).await.assert_account_closes();
 
     // Without that certificate the connection is refused, and said.
@@ -75,7 +75,7 @@ async fn publishes(settings: &[(&str, &str)]) {
     all.extend(settings);
     let inlet = Inlet::serve(&all).await;
     inlet.ready().await;
-    let sent = simulator.has_sent(100, crate::harness::PATIENCE).await;
+    let sent = simulator.has_finished(100).await;
     let metrics = inlet.settled(sent.len() as u64).await;
     assert_eq!(metrics.sum("inlet_events_published_total"), 100);
     // What opens the door is shown nowhere.

@@ -32,6 +32,16 @@ pub(super) fn checked_url(text: &str) -> Result<Secret, String> {
     }
 }
 
+/// The contents of a `.creds` file, checked.
+pub(super) fn checked_credentials(contents: &Secret) -> Result<Secret, String> {
+    // The library finds the seed only where a line end follows it.
+    let contents = format!("{}\n", contents.expose());
+    match ConnectOptions::new().credentials(&contents) {
+        Ok(_) => Ok(Secret::new(contents)),
+        Err(_) => Err("is no file of NATS credentials".to_owned()),
+    }
+}
+
 /// Makes connections, one server after the other.
 pub(super) struct Connector {
     config: JetStreamConfig,

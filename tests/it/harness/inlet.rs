@@ -1,6 +1,6 @@
 //! The real binary, as a service and as a command, and the simulator as a process beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::child::{Child, clean};
-use super::{eventually, free_port};
+use super::{PATIENCE, eventually, free_port};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_inlet");
@@ -95,7 +95,10 @@ impl Inlet {
 
     /// Waits until `/readyz` is content.
     pub async fn ready(&self) {
-        eventually("ready", || async { self.waiting_for().await.is_empty().then_some(()) }).await;
+        let ready = eventually("ready", || async { self.waiting_for().await.is_empty().then_some(()) });
+        if tokio::time::timeout(PATIENCE - Duration::from_secs(1), ready).await.is_err() {
+            panic!("not ready, it waits for {:?}:\n{}", self.waiting_for().await, self.log());
+        }
     }
 
     /// Everything it wrote to its log.
@@ -239,20 +242,35 @@ impl Simulator {
 
     /// What it sent, from its own log: channel and id, in order; lines that nobody was there for left out.
     pub fn sent(&self) -> Vec<(String, String)> {
-        let text = std::fs::read_to_string(self.folder.path().join("sent")).unwrap();
-        let whole = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        whole
-            .filter(|line| !line["connection"].is_null())
-            .map(|line| (line["channel"].as_str().unwrap().to_owned(), line["id"].as_str().unwrap().to_owned()))
-            .collect()
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let log = self.sent_log();
+        log.iter().filter(|l| !l["connection"].is_null()).map(|l| (text(&l["channel"]), text(&l["id"]))).collect()
     }
 
-    /// Waits until it has sent so many.
-    pub async fn has_sent(&self, count: usize, patience: Duration) -> Vec<(String, String)> {
-        super::within(patience, "the simulator has sent everything", || async {
-            let sent = self.sent();
-            (sent.len() >= count).then_some(sent)
+    fn sent_log(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.folder.path().join("sent")).unwrap();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits until it has sent at least so many.
+    pub async fn has_sent(&self, count: usize) {
+        super::within(SENDING, "the simulator has sent so many", || async {
+            (self.sent().len() >= count).then_some(())
         })
-        .await
+        .await;
+    }
+
+    /// Waits until all `count` messages were made; returns those that somebody was there for.
+    pub async fn has_finished(&self, count: usize) -> Vec<(String, String)> {
+        super::within(SENDING, "the simulator has finished", || async {
+            let log = self.sent_log();
+            let ids: BTreeSet<_> = log.iter().map(|line| line["id"].as_str().unwrap()).collect();
+            (ids.len() == count).then_some(())
+        })
+        .await;
+        self.sent()
     }
 }
+
+/// The longest that a simulator of these tests sends.
+const SENDING: Duration = Duration::from_secs(60);
