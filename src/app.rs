@@ -22,7 +22,8 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::http::{self, HttpArgs, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{
-    self, Enrich, Intake, IntakeArgs, IntakeConfig, PipelineMetrics, Publish, PublishArgs, PublishConfig, open_door,
+    self, Enrich, Intake, IntakeArgs, IntakeConfig, PipelineMetrics, Publish, PublishArgs, PublishConfig,
+    open_door,
 };
 use crate::settings::{self, Environment, Problems};
 use crate::source::twitch::{
@@ -137,7 +138,13 @@ impl PathArgs {
         let publish = self.publish.check(problems);
         let bus = self.bus.check(environment, problems);
         let tls = self.tls.check(problems);
-        Some(PathConfig { twitch: twitch?, intake: intake?, publish: publish?, bus: bus?, tls: tls? })
+        Some(PathConfig {
+            twitch: twitch?,
+            intake: intake?,
+            publish: publish?,
+            bus: bus?,
+            tls: tls?,
+        })
     }
 }
 
@@ -203,12 +210,13 @@ pub async fn open_bus(
     };
     let mut state = bus.state();
     let known = state.wait_for(|state| *state != BusState::Connecting);
-    match timeout(BUS_PATIENCE, known).await {
-        Ok(Ok(state)) => match &*state {
+    if let Ok(Ok(state)) = timeout(BUS_PATIENCE, known).await {
+        match &*state {
             BusState::Unfit(why) => return Err(AppError::BusUnfit(why.clone())),
             BusState::Up | BusState::Away(_) | BusState::Connecting => {}
-        },
-        Ok(Err(_)) | Err(_) => tracing::warn!("no answer from the bus yet; starting all the same"),
+        }
+    } else {
+        tracing::warn!("no answer from the bus yet; starting all the same")
     }
     Ok(bus)
 }
@@ -223,8 +231,13 @@ pub fn lay_path(
     let (intake, door) = open_door(config.intake.clone(), Arc::clone(metrics), clock.clone());
     let subjects = &config.bus.subjects;
     let enrich = Enrich::new(subjects.clone(), clock.clone());
-    let publish =
-        Publish::new(Arc::clone(bus), config.publish.clone(), subjects.clone(), Arc::clone(metrics), clock.clone());
+    let publish = Publish::new(
+        Arc::clone(bus),
+        config.publish.clone(),
+        subjects.clone(),
+        Arc::clone(metrics),
+        clock.clone(),
+    );
     (intake, pipeline::run(door, enrich, publish))
 }
 
@@ -259,9 +272,17 @@ impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
         let address = SocketAddr::new(config.http.address, config.http.port);
-        let listening = TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })?;
-        let address = listening.local_addr().map_err(|source| AppError::Listen { address, source })?;
-        let holder = format!("inlet serve, process {}, port {}", std::process::id(), address.port());
+        let listening = TcpListener::bind(address)
+            .await
+            .map_err(|source| AppError::Listen { address, source })?;
+        let address = listening
+            .local_addr()
+            .map_err(|source| AppError::Listen { address, source })?;
+        let holder = format!(
+            "inlet serve, process {}, port {}",
+            std::process::id(),
+            address.port()
+        );
         let data_dir = DataDir::take(&config.data_dir, &holder)?;
         say_hello(&config, address);
         let registry = new_registry()?;
@@ -271,28 +292,48 @@ impl App {
         let (intake, spine) = lay_path(path, &bus, &pipeline_metrics, &clock);
 
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
-        let status =
-            Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
-        let normalizer =
-            |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
-        let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
+        let status = Arc::new(TwitchStatus::new(
+            path.twitch.enabled,
+            Arc::clone(&twitch_metrics),
+            clock.clone(),
+        ));
+        let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
+        let replay = Arc::new(ReplayDoor::new(
+            intake.clone(),
+            normalizer(Origin::Replay),
+            clock.clone(),
+        ));
 
         let mut tasks = Tasks::new();
         let stop = watch::Sender::new(false);
         let close_http = watch::Sender::new(false);
         tasks.spawn("pipeline", spine);
         if path.twitch.enabled {
-            let tls = if path.twitch.address.tls { Some(tls::client_config(path.tls.ca_file.as_deref())?) } else { None };
-            let twitch =
-                Twitch::new(path.twitch.clone(), tls, normalizer(Origin::Twitch), Arc::clone(&status), clock.clone());
+            let tls = if path.twitch.address.tls {
+                Some(tls::client_config(path.tls.ca_file.as_deref())?)
+            } else {
+                None
+            };
+            let twitch = Twitch::new(
+                path.twitch.clone(),
+                tls,
+                normalizer(Origin::Twitch),
+                Arc::clone(&status),
+                clock.clone(),
+            );
             tasks.spawn("twitch", twitch.run(intake, stop.subscribe()));
         } else {
-            tracing::warn!("no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)");
+            tracing::warn!(
+                "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
+            );
         }
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
-            parts: Parts::new(vec![Arc::clone(&status) as _, Arc::new(BusPart(Arc::clone(&bus)))]),
+            parts: Parts::new(vec![
+                Arc::clone(&status) as _,
+                Arc::new(BusPart(Arc::clone(&bus))),
+            ]),
             twitch: status,
             pipeline: Arc::clone(&pipeline_metrics),
             bus,
@@ -331,7 +372,9 @@ impl App {
         };
         match &ended {
             None => tracing::info!(pending = self.pipeline.pending.get(), "shutting down"),
-            Some(Ended { name, panicked }) => tracing::error!(task = name, panicked, "a part ended; shutting down"),
+            Some(Ended { name, panicked }) => {
+                tracing::error!(task = name, panicked, "a part ended; shutting down");
+            }
         }
         let deadline = Instant::now() + self.grace;
         self.stop.send_replace(true);
@@ -342,7 +385,11 @@ impl App {
         });
         let is_settled = is_settled.await.is_ok();
         self.close_http.send_replace(true);
-        let rest = timeout_at(deadline.max(Instant::now() + AFTER_GRACE), self.tasks.join("http")).await;
+        let rest = timeout_at(
+            deadline.max(Instant::now() + AFTER_GRACE),
+            self.tasks.join("http"),
+        )
+        .await;
         if rest.is_err() {
             tracing::debug!("a request was cut off at the end");
         }
@@ -359,7 +406,10 @@ impl App {
 fn new_registry() -> prometheus::Result<Registry> {
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
-    let build = IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
+    let build = IntGaugeVec::new(
+        Opts::new("build_info", "1, with the version").namespace("inlet"),
+        &["version"],
+    )?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
     Ok(registry)
@@ -367,9 +417,19 @@ fn new_registry() -> prometheus::Result<Registry> {
 
 fn say_hello(config: &AppConfig, address: SocketAddr) {
     let twitch = &config.path.twitch;
-    let sources =
-        if twitch.enabled { format!("twitch ({} channels)", twitch.channels.len()) } else { "none".to_owned() };
-    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let sources = if twitch.enabled {
+        format!("twitch ({} channels)", twitch.channels.len())
+    } else {
+        "none".to_owned()
+    };
+    let host = if address.ip().is_unspecified() {
+        "localhost".to_owned()
+    } else {
+        address.ip().to_string()
+    };
     let (version, driver) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
-    tracing::info!("inlet {version}: sources {sources}, bus {driver}, store none, http://{host}:{}", address.port());
+    tracing::info!(
+        "inlet {version}: sources {sources}, bus {driver}, store none, http://{host}:{}",
+        address.port()
+    );
 }

@@ -34,7 +34,10 @@ impl Backoff {
 
     /// The next wait. The series never ends: whoever waits decides when to give up.
     pub fn next_wait(&mut self) -> Duration {
-        self.series.next_backoff().unwrap_or(self.longest).min(self.longest)
+        self.series
+            .next_backoff()
+            .unwrap_or(self.longest)
+            .min(self.longest)
     }
 
     /// What was tried worked: the next wait is the first one again.
@@ -54,7 +57,10 @@ mod tests {
             let mut middle = 250.0_f64;
             for _ in 0..12 {
                 let wait = backoff.next_wait().as_secs_f64() * 1000.0;
-                assert!(wait >= middle * 0.69 && wait <= (middle * 1.31).min(5_000.0), "{wait} near {middle}");
+                assert!(
+                    wait >= middle * 0.69 && wait <= (middle * 1.31).min(5_000.0),
+                    "{wait} near {middle}"
+                );
                 middle = (middle * 2.0).min(5_000.0);
             }
             backoff.reset();
@@ -78,6 +84,9 @@ mod tests {
             tokio::time::sleep(backoff.next_wait()).await;
         }
         let spent = start.elapsed();
-        assert!(spent > Duration::from_secs(20) && spent < Duration::from_mins(1), "{spent:?}");
+        assert!(
+            spent > Duration::from_secs(20) && spent < Duration::from_mins(1),
+            "{spent:?}"
+        );
     }
 }

@@ -24,7 +24,12 @@ impl Problems {
     }
 
     /// The value of `text`, or a noted problem.
-    pub fn parse<T>(&mut self, name: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub fn parse<T>(
+        &mut self,
+        name: &str,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let text = text.trim();
         if text.is_empty() {
             self.add(name, "is empty; leave it out for the default");
@@ -66,7 +71,10 @@ impl Environment {
 
     /// The variable's value; an empty one counts as unset.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+        self.0
+            .get(name)
+            .map(|value| value.trim())
+            .filter(|value| !value.is_empty())
     }
 
     /// A secret: `NAME` itself or the contents of the file that `NAME_FILE` names (white space at its ends
@@ -106,7 +114,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// As [`duration`], but not zero.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     let value = duration(text)?;
-    if value.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(value) }
+    if value.is_zero() {
+        Err("must be longer than zero".to_owned())
+    } else {
+        Ok(value)
+    }
 }
 
 /// Writes a duration as settings have it, for `/_debug/config`.
@@ -119,7 +131,9 @@ pub fn shown_duration<S: serde::Serializer>(value: &Duration, serializer: S) -> 
 
 /// A number of bytes: `1048576`, `256MiB`, `10GiB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    text.parse::<ByteSize>().map(|size| size.0).map_err(|_| format!("{text:?} is no size such as 256MiB or 10GiB"))
+    text.parse::<ByteSize>()
+        .map(|size| size.0)
+        .map_err(|_| format!("{text:?} is no size such as 256MiB or 10GiB"))
 }
 
 /// A whole number from `least` to `most`.
@@ -149,7 +163,8 @@ pub fn readable_file(text: &str) -> Result<PathBuf, String> {
 
 /// `true` or `false`.
 pub fn boolean(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+    text.parse()
+        .map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
 #[cfg(test)]
@@ -175,7 +190,10 @@ mod tests {
         let mut problems = Problems::default();
         assert_eq!(problems.parse("PORT", "x", number(0, 65_535)), None);
         assert_eq!(problems.parse("BIND_ADDR", " ", |text| Ok(text.to_owned())), None);
-        assert_eq!(problems.parse_optional("NATS_URL", Some(&String::new()), |text| Ok(text.to_owned())), Some(None));
+        assert_eq!(
+            problems.parse_optional("NATS_URL", Some(&String::new()), |text| Ok(text.to_owned())),
+            Some(None)
+        );
         assert_eq!(problems.lines().len(), 2);
         assert!(problems.lines()[0].starts_with("PORT: "));
     }
@@ -187,13 +205,33 @@ mod tests {
         let path = file.path().to_str().unwrap().to_owned();
         let mut problems = Problems::default();
         let environment = |pairs: &[(&str, &str)]| {
-            Environment::new(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+            Environment::new(
+                pairs
+                    .iter()
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+            )
         };
         let both = environment(&[("T", "a"), ("T_FILE", &path)]);
         assert!(both.secret("T", &mut problems).is_none() && problems.lines().len() == 1);
-        assert_eq!(environment(&[("T_FILE", &path)]).secret("T", &mut problems).unwrap().expose(), "from file");
-        assert_eq!(environment(&[("T", " a ")]).secret("T", &mut problems).unwrap().expose(), "a");
-        assert!(environment(&[("T_FILE", "/no/such")]).secret("T", &mut problems).is_none());
+        assert_eq!(
+            environment(&[("T_FILE", &path)])
+                .secret("T", &mut problems)
+                .unwrap()
+                .expose(),
+            "from file"
+        );
+        assert_eq!(
+            environment(&[("T", " a ")])
+                .secret("T", &mut problems)
+                .unwrap()
+                .expose(),
+            "a"
+        );
+        assert!(
+            environment(&[("T_FILE", "/no/such")])
+                .secret("T", &mut problems)
+                .is_none()
+        );
         assert_eq!(problems.lines().len(), 2);
     }
 }

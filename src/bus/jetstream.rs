@@ -1,4 +1,4 @@
-//! NATS JetStream.
+//! NATS `JetStream`.
 //!
 //! Each connection is a session of its own. `async-nats` would reconnect by itself and then send what was
 //! left in its buffers, behind our back and before what was lost: order would break. So a session ends with
@@ -97,7 +97,9 @@ impl JetStreamArgs {
     #[expect(clippy::option_option, reason = "left out and wrong are different things")]
     pub fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<JetStreamConfig>> {
         let urls = problems.parse_optional("NATS_URL", self.nats_url.as_ref(), |text| {
-            text.split(',').map(|url| session::checked_url(url.trim())).collect::<Result<Vec<_>, _>>()
+            text.split(',')
+                .map(|url| session::checked_url(url.trim()))
+                .collect::<Result<Vec<_>, _>>()
         });
         let secret_in = |text: &str| match std::fs::read_to_string(text) {
             Ok(secret) => Ok(Secret::new(secret.trim())),
@@ -107,12 +109,22 @@ impl JetStreamArgs {
             session::checked_credentials(&secret_in(text)?)
         });
         let nkey = problems.parse_optional("NATS_NKEY_FILE", self.nats_nkey_file.as_ref(), secret_in);
-        let certificate =
-            problems.parse_optional("NATS_TLS_CERT_FILE", self.nats_tls_cert_file.as_ref(), settings::readable_file);
-        let certificate_key =
-            problems.parse_optional("NATS_TLS_KEY_FILE", self.nats_tls_key_file.as_ref(), settings::readable_file);
+        let certificate = problems.parse_optional(
+            "NATS_TLS_CERT_FILE",
+            self.nats_tls_cert_file.as_ref(),
+            settings::readable_file,
+        );
+        let certificate_key = problems.parse_optional(
+            "NATS_TLS_KEY_FILE",
+            self.nats_tls_key_file.as_ref(),
+            settings::readable_file,
+        );
         let stream = problems.parse_optional("NATS_STREAM", self.nats_stream.as_ref(), stream_name);
-        let replicas = problems.parse("NATS_STREAM_REPLICAS", &self.nats_stream_replicas, settings::count(1, 5));
+        let replicas = problems.parse(
+            "NATS_STREAM_REPLICAS",
+            &self.nats_stream_replicas,
+            settings::count(1, 5),
+        );
         let (certificate, certificate_key) = (certificate?, certificate_key?);
         if certificate.is_some() != certificate_key.is_some() {
             problems.add("NATS_TLS_CERT_FILE", "and NATS_TLS_KEY_FILE go together");
@@ -122,12 +134,22 @@ impl JetStreamArgs {
             problems.add("NATS_CREDS_FILE", "and NATS_NKEY_FILE exclude each other");
         }
         let (stream, replicas) = (stream?, replicas?);
-        Some(urls?.map(|urls| JetStreamConfig { urls, credentials, nkey, certificate, certificate_key, stream, replicas }))
+        Some(urls?.map(|urls| JetStreamConfig {
+            urls,
+            credentials,
+            nkey,
+            certificate,
+            certificate_key,
+            stream,
+            replicas,
+        }))
     }
 }
 
 fn stream_name(text: &str) -> Result<String, String> {
-    if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\')) {
+    if text
+        .contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\'))
+    {
         return Err(format!("{text:?} is no name of a stream"));
     }
     Ok(text.to_owned())
@@ -143,7 +165,7 @@ pub(crate) struct Desired {
     replicas: usize,
 }
 
-/// A bus on NATS JetStream.
+/// A bus on NATS `JetStream`.
 pub struct JetStreamBus {
     shared: Arc<Shared>,
     /// The keeper of the connection and the lanes. They end with the bus.
@@ -162,7 +184,12 @@ struct Shared {
 
 impl JetStreamBus {
     /// Starts connecting in the background; [`Bus::state`] says how it goes.
-    pub fn start(config: JetStreamConfig, bus: &super::BusConfig, tls: &TlsConfig, window: usize) -> Arc<Self> {
+    pub fn start(
+        config: JetStreamConfig,
+        bus: &super::BusConfig,
+        tls: &TlsConfig,
+        window: usize,
+    ) -> Arc<Self> {
         let desired = Desired {
             subjects: bus.subjects.clone(),
             stream: config.stream.clone(),
@@ -180,7 +207,10 @@ impl JetStreamBus {
         let connector = session::Connector::new(config, tls.clone(), window);
         let mut tasks = Tasks::new();
         tasks.spawn("nats connection", keep_connected(Arc::clone(&shared), connector));
-        Arc::new(Self { shared, tasks: Mutex::new(tasks) })
+        Arc::new(Self {
+            shared,
+            tasks: Mutex::new(tasks),
+        })
     }
 }
 
@@ -193,7 +223,10 @@ impl Bus for JetStreamBus {
         let (messages, inbox) = mpsc::channel(window);
         let (outbox, settled) = mpsc::channel(window);
         let lane = lane::LaneEnd::new(Arc::clone(&self.shared), inbox, outbox);
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn("nats lane", lane.run());
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn("nats lane", lane.run());
         Lane { messages, settled }
     }
 
@@ -213,7 +246,11 @@ impl Bus for JetStreamBus {
     }
 
     fn stream(&self) -> Option<StreamInfo> {
-        self.shared.last_info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .last_info
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -270,13 +307,10 @@ async fn keep_stream(
         tokio::select! {
             () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
             () = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => {
-                        shared.stream_missed.notified().await;
-                        // Many messages miss it at once; one look is enough.
-                        tokio::time::sleep(FIRST_RETRY).await;
-                    }
+                if let Some(wait) = wait { tokio::time::sleep(wait).await } else {
+                    shared.stream_missed.notified().await;
+                    // Many messages miss it at once; one look is enough.
+                    tokio::time::sleep(FIRST_RETRY).await;
                 }
             } => {}
         }
@@ -306,7 +340,9 @@ impl Shared {
             }
             match (&*current, &state) {
                 (_, BusState::Up) => tracing::info!("NATS is up"),
-                (_, BusState::Unfit(why)) => tracing::error!(error = why, "NATS has no stream that can be used"),
+                (_, BusState::Unfit(why)) => {
+                    tracing::error!(error = why, "NATS has no stream that can be used");
+                }
                 (BusState::Away(_), BusState::Away(_)) | (_, BusState::Connecting) => {}
                 (_, BusState::Away(why)) => tracing::warn!(error = why, "NATS is away"),
             }

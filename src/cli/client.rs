@@ -12,7 +12,7 @@ use crate::telemetry::logs::with_causes;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A service says something at least every 15 s.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Where the service is.
 #[derive(Debug, Clone, Args)]
@@ -32,19 +32,37 @@ pub(super) struct Service {
 
 impl ClientArgs {
     /// Checks the settings; `port` is where a service on this machine listens.
-    pub(super) fn check(&self, environment: &Environment, port: u16, problems: &mut Problems) -> Option<Service> {
+    pub(super) fn check(
+        &self,
+        environment: &Environment,
+        port: u16,
+        problems: &mut Problems,
+    ) -> Option<Service> {
         let base = problems.parse_optional("INLET_URL", self.inlet_url.as_ref(), |text| {
             if text.starts_with("http://") || text.starts_with("https://") {
                 Ok(text.trim_end_matches('/').to_owned())
             } else {
-                Err(format!("{:?} is no address such as http://localhost:8080", without_user_info(text)))
+                Err(format!(
+                    "{:?} is no address such as http://localhost:8080",
+                    without_user_info(text)
+                ))
             }
         })?;
         let token = environment.secret("ADMIN_TOKEN", problems);
         // Never through a proxy: the local service is meant, and it refuses what was forwarded.
-        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).no_proxy().build();
-        let client = client.map_err(|error| problems.add("INLET_URL", with_causes(&error))).ok()?;
-        Some(Service { base: base.unwrap_or_else(|| format!("http://127.0.0.1:{port}")), token, client })
+        let client = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .no_proxy()
+            .build();
+        let client = client
+            .map_err(|error| problems.add("INLET_URL", with_causes(&error)))
+            .ok()?;
+        Some(Service {
+            base: base.unwrap_or_else(|| format!("http://127.0.0.1:{port}")),
+            token,
+            client,
+        })
     }
 }
 

@@ -76,7 +76,10 @@ fn hold_data_dir(config: &AppConfig) -> Result<Held, Failure> {
     if config.path.bus.driver != Driver::Embedded {
         return Ok(Held::ByUs(None));
     }
-    match DataDir::take(&config.data_dir, &format!("inlet replay, process {}", std::process::id())) {
+    match DataDir::take(
+        &config.data_dir,
+        &format!("inlet replay, process {}", std::process::id()),
+    ) {
         Ok(held) => Ok(Held::ByUs(Some(held))),
         Err(DataDirError::Held { .. }) => Ok(Held::ByService),
         Err(error) => Err(Failure::Configuration(logs::with_causes(&error))),
@@ -94,9 +97,10 @@ async fn open(files: &[PathBuf]) -> Result<Input, Failure> {
         } else {
             let failed = |error| Failure::Failed(format!("{}: {error}", path.display()));
             let mut file = File::open(path).await.map_err(failed)?;
-            match ends_within_a_line(&mut file).await.map_err(failed)? {
-                true => Box::new(input.chain(file).chain(&b"\n"[..])),
-                false => Box::new(input.chain(file)),
+            if ends_within_a_line(&mut file).await.map_err(failed)? {
+                Box::new(input.chain(file).chain(&b"\n"[..]))
+            } else {
+                Box::new(input.chain(file))
             }
         };
     }
@@ -116,19 +120,35 @@ async fn ends_within_a_line(file: &mut File) -> std::io::Result<bool> {
     }
 }
 
-async fn here(args: &ReplayArgs, config: &AppConfig, clock: Clock, input: Input) -> Result<Outcomes, Failure> {
+async fn here(
+    args: &ReplayArgs,
+    config: &AppConfig,
+    clock: Clock,
+    input: Input,
+) -> Result<Outcomes, Failure> {
     let path = &config.path;
     let bus = open_bus(&path.bus, &config.data_dir, path.window(), &path.tls, &clock).await?;
     let registry = Registry::new();
     let failed = |error: prometheus::Error| Failure::Failed(error.to_string());
     let metrics = Arc::new(PipelineMetrics::new(&registry).map_err(failed)?);
     let twitch = Arc::new(TwitchMetrics::new(&registry).map_err(failed)?);
-    let before = if args.show { Some(end_of(&bus).await?) } else { None };
+    let before = if args.show {
+        Some(end_of(&bus).await?)
+    } else {
+        None
+    };
     let (intake, spine) = lay_path(path, &bus, &metrics, &clock);
     let mut tasks = Tasks::new();
     tasks.spawn("pipeline", spine);
-    let door = ReplayDoor::new(intake, Normalizer::new(Origin::Replay, path.shared_chat(), twitch), clock);
-    let replayed = door.replay(input).await.map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
+    let door = ReplayDoor::new(
+        intake,
+        Normalizer::new(Origin::Replay, path.shared_chat(), twitch),
+        clock,
+    );
+    let replayed = door
+        .replay(input)
+        .await
+        .map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
     door.close();
     tasks.join("pipeline").await;
     if let Some(before) = before {
@@ -170,7 +190,9 @@ async fn show(bus: &Arc<dyn Bus>, from: u64, json: bool) -> Result<(), Failure> 
 
 async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> Result<Outcomes, Failure> {
     if args.show {
-        return Err(Failure::Failed("a service runs: follow it with `inlet tail` instead of --show".to_owned()));
+        return Err(Failure::Failed(
+            "a service runs: follow it with `inlet tail` instead of --show".to_owned(),
+        ));
     }
     tracing::info!(service = service.shown(), "replaying through the running service");
     let body = reqwest::Body::wrap_stream(ReaderStream::new(input));
@@ -179,17 +201,32 @@ async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> 
 }
 
 fn summarize(args: &ReplayArgs, outcomes: Outcomes) -> Result<(), Failure> {
-    let Outcomes { received, published, duplicates, dead_lettered, refused, lost } = outcomes;
+    let Outcomes {
+        received,
+        published,
+        duplicates,
+        dead_lettered,
+        refused,
+        lost,
+    } = outcomes;
     let line = if args.json {
         serde_json::to_string(&outcomes).unwrap_or_default()
     } else {
-        format!("{received} received: {published} published, {duplicates} known, {dead_lettered} dead letters")
+        format!(
+            "{received} received: {published} published, {duplicates} known, {dead_lettered} dead letters"
+        )
     };
     // The summary of a human's run goes beside the envelopes, not among them.
-    let written = if args.json { writeln!(std::io::stdout(), "{line}") } else { writeln!(std::io::stderr(), "{line}") };
+    let written = if args.json {
+        writeln!(std::io::stdout(), "{line}")
+    } else {
+        writeln!(std::io::stderr(), "{line}")
+    };
     written.map_err(|error| Failure::Failed(error.to_string()))?;
     match refused + lost {
         0 => Ok(()),
-        missing => Err(Failure::Failed(format!("{missing} events did not reach the stream"))),
+        missing => Err(Failure::Failed(format!(
+            "{missing} events did not reach the stream"
+        ))),
     }
 }

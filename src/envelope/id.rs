@@ -6,7 +6,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// UUIDv5 of the URL `urn:inlet:event`.
+/// `UUIDv5` of the URL `urn:inlet:event`.
 const EVENTS: Uuid = Uuid::from_u128(0x99c4_52c6_807f_5d66_b35a_2ce5_031c_89dc);
 
 /// What a dead letter's message id starts with. One stream de-duplicates across its subjects, so a dead letter
@@ -47,7 +47,8 @@ fn push_escaped(path: &mut String, part: &str) {
     if is_plain {
         return path.push_str(part);
     }
-    let reserved = matches!(part, "." | "..") || (part.len() >= 4 && part.starts_with("__") && part.ends_with("__"));
+    let reserved =
+        matches!(part, "." | "..") || (part.len() >= 4 && part.starts_with("__") && part.ends_with("__"));
     for (at, letter) in part.char_indices() {
         match letter {
             '%' => path.push_str("%25"),
@@ -72,19 +73,29 @@ pub struct MessageId {
 impl MessageId {
     /// The id of an event's envelope.
     pub fn of_event(event: Uuid) -> Self {
-        Self { event, is_dead_letter: false }
+        Self {
+            event,
+            is_dead_letter: false,
+        }
     }
 
     /// As text; the same as by [`fmt::Display`], in one allocation.
     pub fn to_text(self) -> String {
         let mut buffer = Uuid::encode_buffer();
         let event = self.event.hyphenated().encode_lower(&mut buffer);
-        if self.is_dead_letter { [DEAD_LETTER_PREFIX, event].concat() } else { event.to_owned() }
+        if self.is_dead_letter {
+            [DEAD_LETTER_PREFIX, event].concat()
+        } else {
+            event.to_owned()
+        }
     }
 
     /// The id of an event's dead letter.
     pub fn of_dead_letter(event: Uuid) -> Self {
-        Self { event, is_dead_letter: true }
+        Self {
+            event,
+            is_dead_letter: true,
+        }
     }
 }
 
@@ -121,7 +132,10 @@ mod tests {
 
     #[test]
     fn content_keys_are_the_start_of_the_digest() {
-        assert_eq!(content_key("twitch", b"abc"), "twitch:sha256-ba7816bf8f01cfea414140de5dae2223");
+        assert_eq!(
+            content_key("twitch", b"abc"),
+            "twitch:sha256-ba7816bf8f01cfea414140de5dae2223"
+        );
     }
 
     #[test]
@@ -146,7 +160,10 @@ mod tests {
             assert_eq!(id.to_string().parse(), Ok(id));
             assert_eq!(id.to_text(), id.to_string());
         }
-        assert_eq!(MessageId::of_dead_letter(event).to_string(), format!("dlq-{event}"));
+        assert_eq!(
+            MessageId::of_dead_letter(event).to_string(),
+            format!("dlq-{event}")
+        );
         assert!("dlq-".parse::<MessageId>().is_err() && "hello".parse::<MessageId>().is_err());
     }
 }

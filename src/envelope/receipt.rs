@@ -70,7 +70,10 @@ impl Receipt {
     /// For one more event.
     pub fn slip(&self) -> Slip {
         self.counts.given.fetch_add(1, Ordering::Relaxed);
-        Slip { counts: Arc::clone(&self.counts), outcome: None }
+        Slip {
+            counts: Arc::clone(&self.counts),
+            outcome: None,
+        }
     }
 
     /// Waits until every slip has come back.
@@ -132,8 +135,13 @@ mod tests {
     async fn the_wait_ends_when_every_slip_is_back_however_it_came() {
         let receipt = Receipt::new();
         let slips: Vec<_> = (0..5).map(|_| receipt.slip()).collect();
-        let outcomes =
-            [Some(Outcome::Published), Some(Outcome::Duplicate), Some(Outcome::DeadLettered), Some(Outcome::Refused), None];
+        let outcomes = [
+            Some(Outcome::Published),
+            Some(Outcome::Duplicate),
+            Some(Outcome::DeadLettered),
+            Some(Outcome::Refused),
+            None,
+        ];
         let settling = async {
             for (slip, outcome) in slips.into_iter().zip(outcomes) {
                 tokio::task::yield_now().await;
@@ -144,7 +152,14 @@ mod tests {
             }
         };
         let (all, ()) = tokio::join!(receipt.all_back(), settling);
-        let expected = Outcomes { received: 5, published: 1, duplicates: 1, dead_lettered: 1, refused: 1, lost: 1 };
+        let expected = Outcomes {
+            received: 5,
+            published: 1,
+            duplicates: 1,
+            dead_lettered: 1,
+            refused: 1,
+            lost: 1,
+        };
         assert_eq!(all, expected);
     }
 }

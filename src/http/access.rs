@@ -13,8 +13,14 @@ use super::problem::{Problem, ProblemCode};
 use crate::secret::Secret;
 
 /// Headers that a proxy adds: behind one, a loopback peer says nothing about who asks.
-const FORWARDING: [&str; 6] =
-    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"];
+const FORWARDING: [&str; 6] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "via",
+];
 
 /// Lets a request through, or says why not.
 pub(super) async fn guard(
@@ -23,14 +29,21 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    check(server.shown.config.admin_token.as_ref(), peer.ip(), request.headers())?;
+    check(
+        server.shown.config.admin_token.as_ref(),
+        peer.ip(),
+        request.headers(),
+    )?;
     Ok(next.run(request).await)
 }
 
 fn check(token: Option<&Secret>, peer: IpAddr, headers: &HeaderMap) -> Result<(), Problem> {
     match token {
         Some(token) if bearer(headers).is_some_and(|given| token.matches(given)) => Ok(()),
-        Some(_) => Err(Problem::new(ProblemCode::Unauthorized, "this needs the header Authorization: Bearer ADMIN_TOKEN")),
+        Some(_) => Err(Problem::new(
+            ProblemCode::Unauthorized,
+            "this needs the header Authorization: Bearer ADMIN_TOKEN",
+        )),
         None if is_local(peer, headers) => Ok(()),
         None => Err(Problem::new(
             ProblemCode::LoopbackOnly,
@@ -40,7 +53,11 @@ fn check(token: Option<&Secret>, peer: IpAddr, headers: &HeaderMap) -> Result<()
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let (scheme, token) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
@@ -58,7 +75,8 @@ fn is_local_name(host: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -67,12 +85,17 @@ mod tests {
     use axum::http::HeaderValue;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap()))
+            .collect()
     }
 
     fn outcome(token: Option<&str>, peer: &str, pairs: &[(&'static str, &str)]) -> Option<ProblemCode> {
         let token = token.map(Secret::new);
-        check(token.as_ref(), peer.parse().unwrap(), &headers(pairs)).err().map(|problem| problem.code())
+        check(token.as_ref(), peer.parse().unwrap(), &headers(pairs))
+            .err()
+            .map(|problem| problem.code())
     }
 
     #[test]
@@ -86,8 +109,16 @@ mod tests {
             ("127.0.0.1", &[("host", "evil.example")], refused),
             ("127.0.0.1", &[("host", "localhost.evil.example")], refused),
             ("127.0.0.1", &[], refused),
-            ("127.0.0.1", &[("host", "localhost"), ("x-forwarded-for", "1.2.3.4")], refused),
-            ("127.0.0.1", &[("host", "localhost"), ("forwarded", "for=x")], refused),
+            (
+                "127.0.0.1",
+                &[("host", "localhost"), ("x-forwarded-for", "1.2.3.4")],
+                refused,
+            ),
+            (
+                "127.0.0.1",
+                &[("host", "localhost"), ("forwarded", "for=x")],
+                refused,
+            ),
         ] {
             assert_eq!(outcome(None, peer, pairs), expected, "{peer} {pairs:?}");
         }

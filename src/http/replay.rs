@@ -21,7 +21,13 @@ pub(super) async fn replay(Extract(server): State, body: Body) -> Result<Json<Ou
     };
     match replayed {
         Ok(Some(outcomes)) => Ok(Json(outcomes)),
-        Ok(None) => Err(Problem::new(ProblemCode::ShuttingDown, "the service is shutting down; replay again")),
-        Err(_) => Err(Problem::new(ProblemCode::BadRequest, "the lines ended before they were whole")),
+        Ok(None) => Err(Problem::new(
+            ProblemCode::ShuttingDown,
+            "the service is shutting down; replay again",
+        )),
+        Err(_) => Err(Problem::new(
+            ProblemCode::BadRequest,
+            "the lines ended before they were whole",
+        )),
     }
 }

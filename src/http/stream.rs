@@ -52,15 +52,24 @@ impl Filter {
             #[serde(borrow)]
             channel: std::borrow::Cow<'a, str>,
         }
-        if stored.id.is_some_and(|id| id.is_dead_letter) || self.kind.as_ref().is_some_and(|kind| *kind != stored.kind) {
+        if stored.id.is_some_and(|id| id.is_dead_letter)
+            || self.kind.as_ref().is_some_and(|kind| *kind != stored.kind)
+        {
             return false;
         }
         if self.platform.is_none() && self.channel.is_none() {
             return true;
         }
-        let Ok(Envelope { source: Some(source) }) = serde_json::from_slice(&stored.payload) else { return false };
-        self.platform.as_ref().is_none_or(|platform| *platform == source.platform)
-            && self.channel.as_ref().is_none_or(|channel| channel.trim_start_matches('#').to_lowercase() == source.channel)
+        let Ok(Envelope { source: Some(source) }) = serde_json::from_slice(&stored.payload) else {
+            return false;
+        };
+        self.platform
+            .as_ref()
+            .is_none_or(|platform| *platform == source.platform)
+            && self
+                .channel
+                .as_ref()
+                .is_none_or(|channel| channel.trim_start_matches('#').to_lowercase() == source.channel)
     }
 }
 
@@ -79,7 +88,11 @@ pub(super) struct Places(Arc<AtomicUsize>);
 
 impl Places {
     fn take(&self, most: usize) -> Option<Place> {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < most).then_some(taken + 1));
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+                (taken < most).then_some(taken + 1)
+            });
         taken.ok().map(|_| Place(Arc::clone(&self.0)))
     }
 }
@@ -91,21 +104,38 @@ pub(super) async fn stream(
 ) -> Result<Response, Problem> {
     let start = start(&headers)?;
     let Some(place) = server.places.take(server.shown.config.stream_max_clients) else {
-        return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
+        return Err(Problem::new(
+            ProblemCode::TooManyClients,
+            "all places are taken; try again later",
+        ));
     };
-    let follower = server.shown.bus.follow(start, Wanted::Whole).await.map_err(|error| {
-        tracing::warn!(error = %error, "the stream cannot be followed");
-        Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now")
-    })?;
+    let follower = server
+        .shown
+        .bus
+        .follow(start, Wanted::Whole)
+        .await
+        .map_err(|error| {
+            tracing::warn!(error = %error, "the stream cannot be followed");
+            Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now")
+        })?;
     let (pieces, queue) = mpsc::channel(QUEUE);
     let cut = Arc::new(OnceLock::new());
     let next = match start {
         Start::Position(position) => Some(position),
         Start::Time(_) | Start::End => None,
     };
-    let pump = Pump { bus: Arc::clone(&server.shown.bus), filter, pieces, next, cut: Arc::clone(&cut), _place: place };
+    let pump = Pump {
+        bus: Arc::clone(&server.shown.bus),
+        filter,
+        pieces,
+        next,
+        cut: Arc::clone(&cut),
+        _place: place,
+    };
     start_pump(&server, pump.run(follower, server.closing.clone()));
-    let queued = stream::unfold(queue, |mut queue| async { queue.recv().await.map(|piece| (piece, queue)) });
+    let queued = stream::unfold(queue, |mut queue| async {
+        queue.recv().await.map(|piece| (piece, queue))
+    });
     let farewell = stream::once(async move { Bytes::from(farewell(cut.get().copied().unwrap_or("closed"))) });
     let body = Body::from_stream(queued.chain(farewell).map(Ok::<_, std::convert::Infallible>));
     let head = [
@@ -127,9 +157,16 @@ fn start(headers: &HeaderMap) -> Result<Start, Problem> {
     match headers.get("last-event-id") {
         None => Ok(Start::End),
         Some(id) => {
-            let position = id.to_str().ok().and_then(|id| id.parse::<u64>().ok()).ok_or_else(|| {
-                Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream")
-            })?;
+            let position = id
+                .to_str()
+                .ok()
+                .and_then(|id| id.parse::<u64>().ok())
+                .ok_or_else(|| {
+                    Problem::new(
+                        ProblemCode::BadRequest,
+                        "Last-Event-ID is no position of this stream",
+                    )
+                })?;
             Ok(Start::Position(position.saturating_add(1)))
         }
     }
@@ -192,7 +229,9 @@ impl Pump {
         let mut piece = String::new();
         for stored in messages {
             self.next = Some(stored.position + 1);
-            let Ok(data) = std::str::from_utf8(&stored.payload) else { continue };
+            let Ok(data) = std::str::from_utf8(&stored.payload) else {
+                continue;
+            };
             if self.filter.passes(stored) {
                 let written = write!(piece, "id: {}\ndata: {data}\n\n", stored.position);
                 debug_assert!(written.is_ok(), "writing to a String does not fail");

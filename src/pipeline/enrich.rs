@@ -14,7 +14,8 @@ use crate::clock::Clock;
 use crate::envelope::deadletter::{DEAD_LETTER_TYPE, Original};
 use crate::envelope::draft::Content;
 use crate::envelope::{
-    DeadLetter, DeadLetterReason, Draft, EnvelopeV1, Event, MessageId, Origin, Slip, SubjectTemplate, UnmatchedReason,
+    DeadLetter, DeadLetterReason, Draft, EnvelopeV1, Event, MessageId, Origin, Slip, SubjectTemplate,
+    UnmatchedReason,
 };
 
 /// An event whose bytes are final. Only enrichment makes one, and only such can be published.
@@ -46,18 +47,31 @@ impl Enrich {
         let now = self.clock.now();
         drafts
             .into_iter()
-            .map(|mut draft| Enriched { slip: draft.slip.take(), ..self.one(&draft, largest, now) })
+            .map(|mut draft| Enriched {
+                slip: draft.slip.take(),
+                ..self.one(&draft, largest, now)
+            })
             .collect()
     }
 
     fn one(&self, draft: &Draft, largest: usize, now: Timestamp) -> Enriched {
         match &draft.content {
             Content::Event(event) => self.envelope(draft, event, largest, now),
-            Content::Unusable { reason, message, original } => {
+            Content::Unusable {
+                reason,
+                message,
+                original,
+            } => {
                 let subject = self.subjects.of("twitch", "", "");
                 let original = Original::Raw(original.clone());
-                let letter =
-                    DeadLetter { reason: *reason, message, at: now, original_subject: &subject, attempts: 0, original };
+                let letter = DeadLetter {
+                    reason: *reason,
+                    message,
+                    at: now,
+                    original_subject: &subject,
+                    attempts: 0,
+                    original,
+                };
                 self.dead_letter(draft, &letter, largest)
             }
         }
@@ -65,7 +79,9 @@ impl Enrich {
 
     fn envelope(&self, draft: &Draft, event: &Event, largest: usize, now: Timestamp) -> Enriched {
         let envelope = EnvelopeV1::unmatched(draft, event, UnmatchedReason::Disabled, now);
-        let subject = self.subjects.of(event.source.platform, event.kind.as_str(), &event.source.channel);
+        let subject = self
+            .subjects
+            .of(event.source.platform, event.kind.as_str(), &event.source.channel);
         let payload = match envelope.to_json() {
             Ok(bytes) => Bytes::from(bytes),
             Err(error) => {
@@ -80,7 +96,12 @@ impl Enrich {
                 return self.dead_letter(draft, &letter, largest);
             }
         };
-        let message = Message { subject, id: MessageId::of_event(draft.id), kind: event.kind.as_str(), payload };
+        let message = Message {
+            subject,
+            id: MessageId::of_event(draft.id),
+            kind: event.kind.as_str(),
+            payload,
+        };
         let size = message.payload.len() + message.headers_size();
         if size > largest {
             let letter = DeadLetter {
@@ -108,7 +129,12 @@ impl Enrich {
             origin: draft.origin,
             taken_in: draft.taken_in,
             not_published_before: draft.not_published_before,
-            message: Arc::new(dead_letter_message(letter, draft.id, self.subjects.dead_letters(), largest)),
+            message: Arc::new(dead_letter_message(
+                letter,
+                draft.id,
+                self.subjects.dead_letters(),
+                largest,
+            )),
             dead_letter: Some(letter.reason),
             slip: None,
         }
@@ -122,8 +148,12 @@ pub(super) fn dead_letter_message(
     subject: Arc<str>,
     largest: usize,
 ) -> Message {
-    let mut message =
-        Message { subject, id: MessageId::of_dead_letter(event), kind: DEAD_LETTER_TYPE, payload: Bytes::new() };
+    let mut message = Message {
+        subject,
+        id: MessageId::of_dead_letter(event),
+        kind: DEAD_LETTER_TYPE,
+        payload: Bytes::new(),
+    };
     let room = largest.saturating_sub(message.headers_size());
     match letter.to_json(room) {
         Ok(payload) => message.payload = payload,

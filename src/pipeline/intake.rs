@@ -56,11 +56,18 @@ pub struct IntakeConfig {
 impl IntakeArgs {
     /// Checks the settings.
     pub fn check(&self, problems: &mut Problems) -> Option<IntakeConfig> {
-        let max_events =
-            problems.parse("INTAKE_MAX_EVENTS", &self.intake_max_events, settings::count(1, 10_000_000));
+        let max_events = problems.parse(
+            "INTAKE_MAX_EVENTS",
+            &self.intake_max_events,
+            settings::count(1, 10_000_000),
+        );
         let wait = problems.parse("INTAKE_WAIT", &self.intake_wait, settings::duration);
         let dedup_window = problems.parse("DEDUP_WINDOW", &self.dedup_window, settings::positive_duration);
-        let dedup_max_ids = problems.parse("DEDUP_MAX_IDS", &self.dedup_max_ids, settings::count(1, 100_000_000));
+        let dedup_max_ids = problems.parse(
+            "DEDUP_MAX_IDS",
+            &self.dedup_max_ids,
+            settings::count(1, 100_000_000),
+        );
         Some(IntakeConfig {
             max_events: max_events?,
             wait: wait?,
@@ -131,7 +138,13 @@ pub fn open_door(config: IntakeConfig, metrics: Arc<PipelineMetrics>, clock: Clo
         metrics,
         clock,
     };
-    (Intake { shared: Arc::new(shared), queue: sender }, Door { queue: receiver })
+    (
+        Intake {
+            shared: Arc::new(shared),
+            queue: sender,
+        },
+        Door { queue: receiver },
+    )
 }
 
 impl Door {
@@ -169,7 +182,10 @@ impl Intake {
         for draft in drafts.drain(fitting..) {
             settle(draft, Outcome::Refused);
         }
-        metrics.refused.of(origin, RefusedReason::DoorFull).inc_by(refused as u64);
+        metrics
+            .refused
+            .of(origin, RefusedReason::DoorFull)
+            .inc_by(refused as u64);
         self.drop_known(&mut drafts);
         let admitted = drafts.len();
         metrics.duplicate.of(origin).inc_by((fitting - admitted) as u64);
@@ -179,15 +195,30 @@ impl Intake {
             refused: refused as u64,
         };
         // What the duplicates do not need is free again; an empty batch needs nothing.
-        let Some(room) = room.as_mut().and_then(|room| room.split(admitted)).filter(|_| admitted > 0) else {
+        let Some(room) = room
+            .as_mut()
+            .and_then(|room| room.split(admitted))
+            .filter(|_| admitted > 0)
+        else {
             return offered;
         };
         metrics.pending.add(i64::try_from(admitted).unwrap_or(i64::MAX));
         if let Err(returned) = self.queue.send(Admitted { drafts, room }).await {
-            returned.0.drafts.into_iter().for_each(|draft| settle(draft, Outcome::Refused));
+            returned
+                .0
+                .drafts
+                .into_iter()
+                .for_each(|draft| settle(draft, Outcome::Refused));
             metrics.pending.sub(i64::try_from(admitted).unwrap_or(i64::MAX));
-            metrics.refused.of(origin, RefusedReason::Closed).inc_by(admitted as u64);
-            return Offered { admitted: 0, refused: (refused + admitted) as u64, ..offered };
+            metrics
+                .refused
+                .of(origin, RefusedReason::Closed)
+                .inc_by(admitted as u64);
+            return Offered {
+                admitted: 0,
+                refused: (refused + admitted) as u64,
+                ..offered
+            };
         }
         metrics.admitted.of(origin).inc_by(admitted as u64);
         offered
@@ -195,7 +226,12 @@ impl Intake {
 
     /// Room for `wanted` events, or for as many as fit when patience is at its end.
     async fn room_for(&self, wanted: usize, patience: Patience) -> Option<OwnedSemaphorePermit> {
-        let Shared { room, is_overrun, config, .. } = &*self.shared;
+        let Shared {
+            room,
+            is_overrun,
+            config,
+            ..
+        } = &*self.shared;
         let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
         let all = || Arc::clone(room).acquire_many_owned(permits);
         if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(permits) {
@@ -211,11 +247,15 @@ impl Intake {
                     return permit.ok();
                 }
                 is_overrun.store(true, Ordering::Relaxed);
-                tracing::error!("the door is full: events are refused and lost until the bus takes them again");
+                tracing::error!(
+                    "the door is full: events are refused and lost until the bus takes them again"
+                );
             }
             Patience::Bounded => {}
         }
-        let left = u32::try_from(room.available_permits()).unwrap_or(u32::MAX).min(permits);
+        let left = u32::try_from(room.available_permits())
+            .unwrap_or(u32::MAX)
+            .min(permits);
         Arc::clone(room).try_acquire_many_owned(left).ok()
     }
 
@@ -231,7 +271,10 @@ impl Intake {
             }
             is_new
         });
-        self.shared.metrics.dedup_evicted_early.inc_by(known.evicted_early() - evicted_before);
+        self.shared
+            .metrics
+            .dedup_evicted_early
+            .inc_by(known.evicted_early() - evicted_before);
     }
 }
 
@@ -249,7 +292,12 @@ mod tests {
 
     fn door(max_events: usize, wait: Duration) -> (Intake, Door, Arc<PipelineMetrics>) {
         let metrics = Arc::new(PipelineMetrics::new(&Registry::new()).unwrap());
-        let config = IntakeConfig { max_events, wait, dedup_window: Duration::from_mins(10), dedup_max_ids: 1_000 };
+        let config = IntakeConfig {
+            max_events,
+            wait,
+            dedup_window: Duration::from_mins(10),
+            dedup_max_ids: 1_000,
+        };
         let (intake, door) = open_door(config, Arc::clone(&metrics), Clock::system());
         (intake, door, metrics)
     }
@@ -270,31 +318,59 @@ mod tests {
     async fn known_events_are_dropped_wherever_they_come_from() {
         let (intake, mut door, metrics) = door(100, Duration::ZERO);
         let other = intake.clone();
-        let first = intake.offer(Origin::Twitch, drafts(0..10), Patience::Bounded).await;
-        let second = other.offer(Origin::Twitch, drafts(5..15), Patience::Bounded).await;
-        assert_eq!(first, Offered { admitted: 10, ..Offered::default() });
-        assert_eq!(second, Offered { admitted: 5, duplicates: 5, refused: 0 });
+        let first = intake
+            .offer(Origin::Twitch, drafts(0..10), Patience::Bounded)
+            .await;
+        let second = other
+            .offer(Origin::Twitch, drafts(5..15), Patience::Bounded)
+            .await;
+        assert_eq!(
+            first,
+            Offered {
+                admitted: 10,
+                ..Offered::default()
+            }
+        );
+        assert_eq!(
+            second,
+            Offered {
+                admitted: 5,
+                duplicates: 5,
+                refused: 0
+            }
+        );
         drop((intake, other));
         let mut seen = Vec::new();
         while let Some(batch) = door.next().await {
             seen.extend(batch.into_iter().map(|draft| draft.id));
         }
-        assert_eq!(seen, drafts(0..15).iter().map(|draft| draft.id).collect::<Vec<_>>());
+        assert_eq!(
+            seen,
+            drafts(0..15).iter().map(|draft| draft.id).collect::<Vec<_>>()
+        );
         assert!(closes(&metrics));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_door_makes_chat_wait_once_and_then_refuses_and_counts() {
         let (intake, mut door, metrics) = door(8, Duration::from_secs(2));
-        intake.offer(Origin::Twitch, drafts(0..8), Patience::Bounded).await;
+        intake
+            .offer(Origin::Twitch, drafts(0..8), Patience::Bounded)
+            .await;
         let start = tokio::time::Instant::now();
-        let refused = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
+        let refused = intake
+            .offer(Origin::Twitch, drafts(8..12), Patience::Bounded)
+            .await;
         assert_eq!((refused.refused, start.elapsed()), (4, Duration::from_secs(2)));
         // The door is still full: nobody waits again, and a refused event is not taken for a known one.
-        let again = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
+        let again = intake
+            .offer(Origin::Twitch, drafts(8..12), Patience::Bounded)
+            .await;
         assert_eq!((again.refused, start.elapsed()), (4, Duration::from_secs(2)));
         assert_eq!(door.next().await.unwrap().len(), 8);
-        let after = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
+        let after = intake
+            .offer(Origin::Twitch, drafts(8..12), Patience::Bounded)
+            .await;
         assert_eq!(after.admitted, 4);
         assert!(closes(&metrics));
     }
@@ -302,25 +378,36 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_fits_is_let_in_from_the_front() {
         let (intake, mut door, _) = door(8, Duration::from_secs(1));
-        intake.offer(Origin::Twitch, drafts(0..5), Patience::Bounded).await;
-        let offered = intake.offer(Origin::Twitch, drafts(5..11), Patience::Bounded).await;
+        intake
+            .offer(Origin::Twitch, drafts(0..5), Patience::Bounded)
+            .await;
+        let offered = intake
+            .offer(Origin::Twitch, drafts(5..11), Patience::Bounded)
+            .await;
         assert_eq!((offered.admitted, offered.refused), (3, 3));
         drop(intake);
         let mut seen = Vec::new();
         while let Some(batch) = door.next().await {
             seen.extend(batch.into_iter().map(|draft| draft.id));
         }
-        assert_eq!(seen, drafts(0..8).iter().map(|draft| draft.id).collect::<Vec<_>>());
+        assert_eq!(
+            seen,
+            drafts(0..8).iter().map(|draft| draft.id).collect::<Vec<_>>()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn replay_waits_without_limit() {
         let (intake, mut door, _) = door(4, Duration::from_secs(1));
-        let waiting = async { intake.offer(Origin::Replay, drafts(0..40), Patience::Unlimited).await };
+        let waiting = async {
+            intake
+                .offer(Origin::Replay, drafts(0..40), Patience::Unlimited)
+                .await
+        };
         let reading = async {
             let mut seen = 0;
             while seen < 40 {
-                tokio::time::sleep(Duration::from_secs(60)).await;
+                tokio::time::sleep(Duration::from_mins(1)).await;
                 seen += door.next().await.unwrap().len();
             }
         };
@@ -332,8 +419,16 @@ mod tests {
     async fn a_closed_door_refuses_and_counts() {
         let (intake, door, metrics) = door(8, Duration::ZERO);
         drop(door);
-        let offered = intake.offer(Origin::Twitch, drafts(0..3), Patience::Bounded).await;
-        assert_eq!(offered, Offered { refused: 3, ..Offered::default() });
+        let offered = intake
+            .offer(Origin::Twitch, drafts(0..3), Patience::Bounded)
+            .await;
+        assert_eq!(
+            offered,
+            Offered {
+                refused: 3,
+                ..Offered::default()
+            }
+        );
         assert!(closes(&metrics) && metrics.pending.get() == 0);
     }
 }

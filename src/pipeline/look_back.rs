@@ -64,9 +64,18 @@ impl LookBack {
 
 async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Result<Found, BusError> {
     let read_at = Instant::now();
-    let start = Start::Time(from.checked_sub(MARGIN).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH));
+    let start = Start::Time(
+        from.checked_sub(MARGIN)
+            .unwrap_or(Timestamp::UNIX_EPOCH)
+            .max(Timestamp::UNIX_EPOCH),
+    );
     let mut follower = in_time(bus.follow(start, Wanted::Headers)).await??;
-    let mut found = Found { from, read_at, positions: HashMap::new(), is_complete: true };
+    let mut found = Found {
+        from,
+        read_at,
+        positions: HashMap::new(),
+        is_complete: true,
+    };
     loop {
         let Some(batch) = in_time(follower.next()).await? else {
             return Err(BusError::Interrupted("it ended".to_owned()));
@@ -88,5 +97,7 @@ async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Res
 }
 
 async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, BusError> {
-    tokio::time::timeout(PATIENCE, work).await.map_err(|_| BusError::Away("no answer while looking back".to_owned()))
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .map_err(|_| BusError::Away("no answer while looking back".to_owned()))
 }

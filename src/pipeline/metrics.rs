@@ -55,7 +55,11 @@ impl PipelineMetrics {
         Ok(Self {
             received: register.counters("events_received_total", "Events that a source took in", "source")?,
             admitted: register.counters("events_admitted_total", "Events that passed the door", "source")?,
-            duplicate: register.counters("events_duplicate_total", "Events known from the window of ids", "source")?,
+            duplicate: register.counters(
+                "events_duplicate_total",
+                "Events known from the window of ids",
+                "source",
+            )?,
             refused: register.counters_by(
                 "events_refused_total",
                 "Events not let in; they are lost",
@@ -65,7 +69,11 @@ impl PipelineMetrics {
                 "dedup_evicted_early_total",
                 "Ids forgotten before DEDUP_WINDOW was over, because of DEDUP_MAX_IDS",
             )?,
-            published: register.counters("events_published_total", "Events acknowledged by the stream", "source")?,
+            published: register.counters(
+                "events_published_total",
+                "Events acknowledged by the stream",
+                "source",
+            )?,
             publish_duplicates: register
                 .counter("publish_duplicates_total", "Events that the stream had already")?,
             dead_lettered: register.counters_by(
@@ -74,11 +82,18 @@ impl PipelineMetrics {
                 ["source", "reason"],
             )?,
             pending: register.gauge("events_pending", "Events let in and not yet settled")?,
-            publish_duration: register.latency("publish_duration_seconds", "From sending a message to its ack")?,
-            publish_retries: register.counters("publish_retries_total", "Messages sent again, by cause", "cause")?,
+            publish_duration: register
+                .latency("publish_duration_seconds", "From sending a message to its ack")?,
+            publish_retries: register.counters(
+                "publish_retries_total",
+                "Messages sent again, by cause",
+                "cause",
+            )?,
             publish_in_flight: register.gauge("publish_in_flight", "Messages sent and not yet answered")?,
-            ingest_to_ack: register
-                .latency("ingest_to_ack_duration_seconds", "From taking an event in to the ack of the stream")?,
+            ingest_to_ack: register.latency(
+                "ingest_to_ack_duration_seconds",
+                "From taking an event in to the ack of the stream",
+            )?,
         })
     }
 }

@@ -65,10 +65,21 @@ pub struct PublishConfig {
 impl PublishArgs {
     /// Checks the settings.
     pub fn check(&self, problems: &mut Problems) -> Option<PublishConfig> {
-        let max_in_flight =
-            problems.parse("PUBLISH_MAX_IN_FLIGHT", &self.publish_max_in_flight, settings::count(1, 65_536));
-        let max_attempts = problems.parse("PUBLISH_MAX_ATTEMPTS", &self.publish_max_attempts, settings::count(1, 1_000));
-        let ack_wait = problems.parse("PUBLISH_ACK_WAIT", &self.publish_ack_wait, settings::positive_duration);
+        let max_in_flight = problems.parse(
+            "PUBLISH_MAX_IN_FLIGHT",
+            &self.publish_max_in_flight,
+            settings::count(1, 65_536),
+        );
+        let max_attempts = problems.parse(
+            "PUBLISH_MAX_ATTEMPTS",
+            &self.publish_max_attempts,
+            settings::count(1, 1_000),
+        );
+        let ack_wait = problems.parse(
+            "PUBLISH_ACK_WAIT",
+            &self.publish_ack_wait,
+            settings::positive_duration,
+        );
         Some(PublishConfig {
             max_in_flight: max_in_flight?,
             max_attempts: u32::try_from(max_attempts?).unwrap_or(u32::MAX),
@@ -144,7 +155,9 @@ impl Publish {
 
     /// Largest message the bus takes, as far as is known, in bytes.
     pub fn largest_message(&self) -> usize {
-        self.bus.stream().map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
+        self.bus
+            .stream()
+            .map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
     }
 
     /// Whether everything accepted is settled.
@@ -166,9 +179,12 @@ impl Publish {
     pub async fn next(&mut self) -> Happened {
         let (timer, is_waiting) = match self.mode {
             Mode::Waiting(until) => (Some(until), true),
-            Mode::Flowing | Mode::Settling | Mode::Repeating => {
-                (self.window.oldest_sent_at().map(|sent_at| sent_at + self.config.ack_wait), false)
-            }
+            Mode::Flowing | Mode::Settling | Mode::Repeating => (
+                self.window
+                    .oldest_sent_at()
+                    .map(|sent_at| sent_at + self.config.ack_wait),
+                false,
+            ),
         };
         tokio::select! {
             settled = self.lane.settled.recv() => Happened::Settled(settled),
@@ -186,7 +202,10 @@ impl Publish {
                 }
             }
             Happened::Settled(None) => {
-                tracing::error!(events = self.window.len() + self.waiting.len(), "the bus is gone; these are lost");
+                tracing::error!(
+                    events = self.window.len() + self.waiting.len(),
+                    "the bus is gone; these are lost"
+                );
                 self.waiting.clear();
                 self.window = Window::default();
             }
@@ -209,7 +228,9 @@ impl Publish {
                 Mode::Flowing | Mode::Settling | Mode::Waiting(_) | Mode::Repeating => break,
             }
         }
-        self.metrics.publish_in_flight.set(i64::try_from(self.window.sent_count()).unwrap_or(i64::MAX));
+        self.metrics
+            .publish_in_flight
+            .set(i64::try_from(self.window.sent_count()).unwrap_or(i64::MAX));
     }
 
     fn room(&self) -> usize {
@@ -244,7 +265,13 @@ impl Publish {
             let message = Arc::clone(&event.message);
             let number = self.window.push(event, now);
             match known {
-                Some(position) => self.acknowledge(number, Ack { position, duplicate: true }),
+                Some(position) => self.acknowledge(
+                    number,
+                    Ack {
+                        position,
+                        duplicate: true,
+                    },
+                ),
                 None => batch.push(Numbered { number, message }),
             }
         }
@@ -253,7 +280,10 @@ impl Publish {
 
     /// Sends again what failed, in order.
     async fn repeat(&mut self) {
-        let asked = Late::among(self.window.failed().map(|(_, slot, _)| &slot.event), self.late_before());
+        let asked = Late::among(
+            self.window.failed().map(|(_, slot, _)| &slot.event),
+            self.late_before(),
+        );
         if !self.look_back_for(asked).await {
             return;
         }
@@ -261,21 +291,33 @@ impl Publish {
         let mut batch = Vec::with_capacity(self.window.failed_count());
         let mut known = Vec::new();
         for (number, slot, cause) in self.window.failed() {
-            match self.known_position(&slot.event) {
-                Some(position) => known.push((number, position)),
-                None => {
-                    self.metrics.publish_retries.of(cause).inc();
-                    batch.push(Numbered { number, message: Arc::clone(&slot.event.message) });
-                }
+            if let Some(position) = self.known_position(&slot.event) {
+                known.push((number, position))
+            } else {
+                self.metrics.publish_retries.of(cause).inc();
+                batch.push(Numbered {
+                    number,
+                    message: Arc::clone(&slot.event.message),
+                });
             }
         }
         for (number, position) in known {
-            self.acknowledge(number, Ack { position, duplicate: true });
+            self.acknowledge(
+                number,
+                Ack {
+                    position,
+                    duplicate: true,
+                },
+            );
         }
         for numbered in &batch {
             self.window.mark_sent(numbered.number, now);
         }
-        self.mode = if batch.is_empty() { Mode::Flowing } else { Mode::Repeating };
+        self.mode = if batch.is_empty() {
+            Mode::Flowing
+        } else {
+            Mode::Repeating
+        };
         self.send(batch).await;
     }
 
@@ -289,8 +331,14 @@ impl Publish {
 
     /// Reads the stream back for late events. False: not possible now, to be tried again.
     async fn look_back_for(&mut self, late: Option<Late>) -> bool {
-        let Some(Late { from, ids }) = late else { return true };
-        match self.look_back.ensure(&*self.bus, from, self.stream_window(), &ids).await {
+        let Some(Late { from, ids }) = late else {
+            return true;
+        };
+        match self
+            .look_back
+            .ensure(&*self.bus, from, self.stream_window(), &ids)
+            .await
+        {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(error = %error, "could not look back; trying again");
@@ -301,7 +349,9 @@ impl Publish {
     }
 
     fn stream_window(&self) -> Duration {
-        self.bus.stream().map_or(USUAL_DUPLICATE_WINDOW, |stream| stream.duplicate_window)
+        self.bus
+            .stream()
+            .map_or(USUAL_DUPLICATE_WINDOW, |stream| stream.duplicate_window)
     }
 
     /// Events that can have been published before this are looked for in the stream before they are sent.
@@ -311,7 +361,11 @@ impl Publish {
 
     /// Where a late event already is in the stream, by the last look back.
     fn known_position(&self, event: &Enriched) -> Option<u64> {
-        if event.not_published_before < self.late_before() { self.look_back.position(event.message.id) } else { None }
+        if event.not_published_before < self.late_before() {
+            self.look_back.position(event.message.id)
+        } else {
+            None
+        }
     }
 
     async fn settle(&mut self, number: u64, outcome: Result<Ack, Refusal>) {
@@ -323,10 +377,15 @@ impl Publish {
     }
 
     fn acknowledge(&mut self, number: u64, ack: Ack) {
-        let Some(slot) = self.window.get(number) else { return };
-        let (taken_in, origin, dead_letter) = (slot.event.taken_in, slot.event.origin, slot.event.dead_letter);
+        let Some(slot) = self.window.get(number) else {
+            return;
+        };
+        let (taken_in, origin, dead_letter) =
+            (slot.event.taken_in, slot.event.origin, slot.event.dead_letter);
         let slip = slot.event.slip.take();
-        let Some(since_sent) = self.window.mark_done(number) else { return };
+        let Some(since_sent) = self.window.mark_done(number) else {
+            return;
+        };
         let metrics = &self.metrics;
         metrics.publish_duration.observe(since_sent.as_secs_f64());
         metrics.ingest_to_ack.observe(taken_in.elapsed().as_secs_f64());
@@ -351,7 +410,9 @@ impl Publish {
     /// A refusal that will not pass, or that has been given its chances, makes a dead letter of the event.
     async fn refused(&mut self, number: u64, refusal: Refusal) {
         let max_attempts = self.config.max_attempts;
-        let Some(slot) = self.window.get(number) else { return };
+        let Some(slot) = self.window.get(number) else {
+            return;
+        };
         let reason = match refusal {
             Refusal::TooLarge => DeadLetterReason::TooLarge,
             Refusal::BadSubject => DeadLetterReason::BadSubject,
@@ -369,7 +430,15 @@ impl Publish {
         }
         if is_unknown {
             match self.stored_position(number, id).await {
-                Ok(Some(position)) => return self.acknowledge(number, Ack { position, duplicate: true }),
+                Ok(Some(position)) => {
+                    return self.acknowledge(
+                        number,
+                        Ack {
+                            position,
+                            duplicate: true,
+                        },
+                    );
+                }
                 Ok(None) => {}
                 Err(()) => return,
             }
@@ -380,9 +449,19 @@ impl Publish {
     /// Whether an event that may have arrived is in the stream. `Err`: cannot be known now, the event stays.
     async fn stored_position(&mut self, number: u64, id: MessageId) -> Result<Option<u64>, ()> {
         let window = self.stream_window();
-        let Some(from) = self.window.get(number).map(|slot| slot.event.not_published_before) else { return Err(()) };
+        let Some(from) = self
+            .window
+            .get(number)
+            .map(|slot| slot.event.not_published_before)
+        else {
+            return Err(());
+        };
         self.look_back = LookBack::default();
-        match self.look_back.ensure(&*self.bus, from, window, &HashSet::from([id])).await {
+        match self
+            .look_back
+            .ensure(&*self.bus, from, window, &HashSet::from([id]))
+            .await
+        {
             Ok(()) => Ok(self.look_back.position(id)),
             Err(error) => {
                 tracing::debug!(error = %error, "could not look back before a dead letter");
@@ -394,8 +473,14 @@ impl Publish {
 
     /// Puts a dead letter in the event's place and sends it.
     async fn bury(&mut self, number: u64, reason: DeadLetterReason, refusal: Refusal) {
-        let (largest, now, subject) = (self.largest_message(), self.clock.now(), self.subjects.dead_letters());
-        let Some(slot) = self.window.get(number) else { return };
+        let (largest, now, subject) = (
+            self.largest_message(),
+            self.clock.now(),
+            self.subjects.dead_letters(),
+        );
+        let Some(slot) = self.window.get(number) else {
+            return;
+        };
         let original = &slot.event.message;
         tracing::error!(event_id = %original.id, error = %refusal, reason = %reason, "the event becomes a dead letter");
         let letter = DeadLetter {
@@ -406,7 +491,8 @@ impl Publish {
             attempts: slot.attempts.max(1),
             original: Original::Envelope(original.payload.clone()),
         };
-        let message: Arc<Message> = Arc::new(dead_letter_message(&letter, original.id.event, subject, largest));
+        let message: Arc<Message> =
+            Arc::new(dead_letter_message(&letter, original.id.event, subject, largest));
         slot.event.message = Arc::clone(&message);
         slot.event.dead_letter = Some(reason);
         slot.attempts = 0;
@@ -416,14 +502,19 @@ impl Publish {
 
     /// Not even the dead letter is taken.
     fn give_up(&mut self, number: u64, refusal: Refusal) {
-        let Some(slot) = self.window.get(number) else { return };
+        let Some(slot) = self.window.get(number) else {
+            return;
+        };
         let (id, origin) = (slot.event.message.id, slot.event.origin);
         if let Some(slip) = slot.event.slip.take() {
             slip.settle(Outcome::DeadLettered);
         }
         self.window.mark_done(number);
         tracing::error!(event_id = %id, error = %refusal, "the bus does not take the dead letter; the event is lost");
-        self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();
+        self.metrics
+            .dead_lettered
+            .of(origin, DeadLetterReason::Undeliverable)
+            .inc();
         self.metrics.pending.dec();
     }
 }
@@ -440,7 +531,10 @@ impl Late {
         let mut late: Option<Self> = None;
         for event in events.filter(|event| event.not_published_before < late_before) {
             let from = event.not_published_before;
-            let late = late.get_or_insert_with(|| Self { from, ids: HashSet::new() });
+            let late = late.get_or_insert_with(|| Self {
+                from,
+                ids: HashSet::new(),
+            });
             late.from = late.from.min(from);
             late.ids.insert(event.message.id);
         }

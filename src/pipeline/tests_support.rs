@@ -5,7 +5,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::envelope::draft::{Content, ModerationAction, ModerationPayload, Pairs, PayloadJson, Raw, SourceRef};
+use crate::envelope::draft::{
+    Content, ModerationAction, ModerationPayload, Pairs, PayloadJson, Raw, SourceRef,
+};
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
 
 fn with(key: &str, content: Content) -> Draft {
@@ -29,13 +31,20 @@ pub(super) fn draft(key: &str) -> Draft {
         target_login: None,
         duration_seconds: None,
         target_message_id: None,
-        raw: Raw { tags: Pairs(&[]), truncated: false },
+        raw: Raw {
+            tags: Pairs(&[]),
+            truncated: false,
+        },
     };
     let event = Event {
         kind: EventType::ChatModeration,
         occurred_at: Timestamp::from_millisecond(1_700_000_000_000).unwrap(),
         idempotency_key: key.to_owned(),
-        source: SourceRef { platform: "twitch", channel: "somewhere".into(), channel_id: None },
+        source: SourceRef {
+            platform: "twitch",
+            channel: "somewhere".into(),
+            channel_id: None,
+        },
         user: None,
         payload: PayloadJson::write(&payload, 64).unwrap(),
     };

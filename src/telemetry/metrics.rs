@@ -4,7 +4,9 @@
 use std::marker::PhantomData;
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// A label with a closed set of values: an enum of our own, its values as they stand in `/metrics`.
 pub trait Label: Copy + 'static {
@@ -64,9 +66,15 @@ impl Register<'_> {
     /// A counter for each value of `L`.
     pub fn counters<L: Label>(&self, name: &str, help: &str, label: &str) -> prometheus::Result<Counters<L>> {
         let family = IntCounterVec::new(Opts::new(name, help).namespace("inlet"), &[label])?;
-        let counters = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
+        let counters = L::ALL
+            .iter()
+            .map(|value| family.with_label_values(&[value.as_str()]))
+            .collect();
         self.add(family)?;
-        Ok(Counters { counters, label: PhantomData })
+        Ok(Counters {
+            counters,
+            label: PhantomData,
+        })
     }
 
     /// A counter for each pair of values.
@@ -79,31 +87,56 @@ impl Register<'_> {
         let family = IntCounterVec::new(Opts::new(name, help).namespace("inlet"), &labels)?;
         let counters = A::ALL
             .iter()
-            .flat_map(|a| B::ALL.iter().map(|b| family.with_label_values(&[a.as_str(), b.as_str()])))
+            .flat_map(|a| {
+                B::ALL
+                    .iter()
+                    .map(|b| family.with_label_values(&[a.as_str(), b.as_str()]))
+            })
             .collect();
         self.add(family)?;
-        Ok(CountersBy { counters, labels: PhantomData })
+        Ok(CountersBy {
+            counters,
+            labels: PhantomData,
+        })
     }
 
     /// A gauge for each value of `L`.
     pub fn gauges<L: Label>(&self, name: &str, help: &str, label: &str) -> prometheus::Result<Gauges<L>> {
         let family = IntGaugeVec::new(Opts::new(name, help).namespace("inlet"), &[label])?;
-        let gauges = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
+        let gauges = L::ALL
+            .iter()
+            .map(|value| family.with_label_values(&[value.as_str()]))
+            .collect();
         self.add(family)?;
-        Ok(Gauges { gauges, label: PhantomData })
+        Ok(Gauges {
+            gauges,
+            label: PhantomData,
+        })
     }
 
     /// A histogram of seconds with the buckets of [`LATENCY_BUCKETS`].
     pub fn latency(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
-        let options = HistogramOpts::new(name, help).namespace("inlet").buckets(LATENCY_BUCKETS.to_vec());
+        let options = HistogramOpts::new(name, help)
+            .namespace("inlet")
+            .buckets(LATENCY_BUCKETS.to_vec());
         self.add(Histogram::with_opts(options)?)
     }
 
     /// A histogram of seconds for each value of `L`, in order of [`Label::index`].
-    pub fn latencies<L: Label>(&self, name: &str, help: &str, label: &str) -> prometheus::Result<Vec<Histogram>> {
-        let options = HistogramOpts::new(name, help).namespace("inlet").buckets(LATENCY_BUCKETS.to_vec());
+    pub fn latencies<L: Label>(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+    ) -> prometheus::Result<Vec<Histogram>> {
+        let options = HistogramOpts::new(name, help)
+            .namespace("inlet")
+            .buckets(LATENCY_BUCKETS.to_vec());
         let family = HistogramVec::new(options, &[label])?;
-        let histograms = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
+        let histograms = L::ALL
+            .iter()
+            .map(|value| family.with_label_values(&[value.as_str()]))
+            .collect();
         self.add(family)?;
         Ok(histograms)
     }
@@ -111,8 +144,8 @@ impl Register<'_> {
 
 /// Seconds. Fine around the promised 5 ms, coarse up to the longest time-out.
 pub const LATENCY_BUCKETS: &[f64] = &[
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.001_5, 0.002, 0.003, 0.004, 0.005, 0.007_5, 0.01, 0.025, 0.05, 0.1, 0.25,
-    0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.001_5, 0.002, 0.003, 0.004, 0.005, 0.007_5, 0.01, 0.025, 0.05, 0.1,
+    0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
 /// Counters by one label.

@@ -19,7 +19,9 @@ use serde_json::Value;
 use crate::harness::inlet::{Inlet, run};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn assert_golden(name: &str, actual: &str) {
@@ -31,7 +33,11 @@ fn assert_golden(name: &str, actual: &str) {
     for (line, (actual, expected)) in actual.lines().zip(expected.lines()).enumerate() {
         assert_eq!(actual, expected, "{name}, line {}", line + 1);
     }
-    assert_eq!(actual.lines().count(), expected.lines().count(), "lines of {name}");
+    assert_eq!(
+        actual.lines().count(),
+        expected.lines().count(),
+        "lines of {name}"
+    );
 }
 
 /// The envelopes of the fixture's lines, taken in at a fixed time.
@@ -40,11 +46,18 @@ fn envelopes(shared_chat: SharedChatMode) -> Vec<String> {
     let metrics = Arc::new(TwitchMetrics::new(&prometheus::Registry::new()).unwrap());
     let normalizer = Normalizer::new(Origin::Replay, shared_chat, metrics);
     let mut lines = Lines::new();
-    lines.buffer().extend_from_slice(&std::fs::read(fixture("chat.irc")).unwrap());
+    lines
+        .buffer()
+        .extend_from_slice(&std::fs::read(fixture("chat.irc")).unwrap());
     let mut written = Vec::new();
     while let Some(line) = lines.next_line() {
-        let taken_in = TakenIn { at: clock.now(), instant: Instant::now() };
-        let Reading::Draft(draft) = normalizer.read(line, taken_in) else { continue };
+        let taken_in = TakenIn {
+            at: clock.now(),
+            instant: Instant::now(),
+        };
+        let Reading::Draft(draft) = normalizer.read(line, taken_in) else {
+            continue;
+        };
         written.push(match &draft.content {
             Content::Event(event) => {
                 let envelope = EnvelopeV1::unmatched(&draft, event, UnmatchedReason::Disabled, clock.now());
@@ -58,21 +71,34 @@ fn envelopes(shared_chat: SharedChatMode) -> Vec<String> {
 
 #[test]
 fn envelopes_are_as_they_were() {
-    assert_golden("chat.envelopes.jsonl", &(envelopes(SharedChatMode::SourceOnly).join("\n") + "\n"));
-    assert_golden("chat.envelopes-all.jsonl", &(envelopes(SharedChatMode::All).join("\n") + "\n"));
+    assert_golden(
+        "chat.envelopes.jsonl",
+        &(envelopes(SharedChatMode::SourceOnly).join("\n") + "\n"),
+    );
+    assert_golden(
+        "chat.envelopes-all.jsonl",
+        &(envelopes(SharedChatMode::All).join("\n") + "\n"),
+    );
 }
 
 #[test]
 fn the_schema_holds_for_every_golden_envelope_and_dead_letter() {
-    let schema: Value =
-        serde_json::from_str(include_str!("../../docs/envelope-v1.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(include_str!("../../docs/envelope-v1.schema.json")).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let mut types = BTreeMap::new();
-    for line in envelopes(SharedChatMode::All).iter().filter(|line| !line.starts_with('#')) {
+    for line in envelopes(SharedChatMode::All)
+        .iter()
+        .filter(|line| !line.starts_with('#'))
+    {
         let envelope: Value = serde_json::from_str(line).unwrap();
-        let problems: Vec<_> = validator.iter_errors(&envelope).map(|error| error.to_string()).collect();
+        let problems: Vec<_> = validator
+            .iter_errors(&envelope)
+            .map(|error| error.to_string())
+            .collect();
         assert!(problems.is_empty(), "{problems:?} in {line}");
-        *types.entry(envelope["type"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+        *types
+            .entry(envelope["type"].as_str().unwrap().to_owned())
+            .or_insert(0) += 1;
     }
     assert_eq!(types.len(), 3, "{types:?}");
     // And it is a schema that can fail.
@@ -88,10 +114,20 @@ fn what_replay_publishes_is_what_an_independent_reading_of_the_contract_expects(
     for mode in ["source-only", "all"] {
         let folder = tempfile::tempdir().unwrap();
         let lines = fixture("chat.irc");
-        let environment =
-            [("DATA_DIR", folder.path().to_str().unwrap()), ("TWITCH_SHARED_CHAT", mode), ("LOG_LEVEL", "error")];
-        let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let environment = [
+            ("DATA_DIR", folder.path().to_str().unwrap()),
+            ("TWITCH_SHARED_CHAT", mode),
+            ("LOG_LEVEL", "error"),
+        ];
+        let output = run(
+            &["replay", "--show", "--json", lines.to_str().unwrap()],
+            &environment,
+        );
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let text = String::from_utf8(output.stdout).unwrap();
         let (published, summary) = text.trim_end().rsplit_once('\n').unwrap();
         let summary: Value = serde_json::from_str(summary).unwrap();
@@ -107,7 +143,11 @@ fn what_replay_publishes_is_what_an_independent_reading_of_the_contract_expects(
             .args(["--shared-chat", mode])
             .output()
             .unwrap();
-        assert!(check.status.success(), "{mode}: {}", String::from_utf8_lossy(&check.stdout));
+        assert!(
+            check.status.success(),
+            "{mode}: {}",
+            String::from_utf8_lossy(&check.stdout)
+        );
     }
 }
 
@@ -127,7 +167,9 @@ async fn every_series_is_there_from_the_start() {
 
 #[test]
 fn every_setting_is_in_the_readme_and_in_the_example() {
-    let help = String::from_utf8(run(&["serve", "--help"], &[("TWITCH_CHANNELS", "shown-by-no-means")]).stdout).unwrap();
+    let help =
+        String::from_utf8(run(&["serve", "--help"], &[("TWITCH_CHANNELS", "shown-by-no-means")]).stdout)
+            .unwrap();
     assert!(!help.contains("shown-by-no-means"));
     let mut names: BTreeSet<_> = help
         // The line may be broken behind the colon.
@@ -137,17 +179,28 @@ fn every_setting_is_in_the_readme_and_in_the_example() {
         .collect();
     assert!(names.len() > 30, "{names:?}");
     names.extend(["ADMIN_TOKEN".to_owned(), "TWITCH_BOT_ACCESS_TOKEN".to_owned()]);
-    for (file, text) in
-        [("README.md", include_str!("../../README.md")), (".env.example", include_str!("../../.env.example"))]
-    {
-        let missing: Vec<_> = names.iter().filter(|name| !text.contains(name.as_str())).collect();
+    for (file, text) in [
+        ("README.md", include_str!("../../README.md")),
+        (".env.example", include_str!("../../.env.example")),
+    ] {
+        let missing: Vec<_> = names
+            .iter()
+            .filter(|name| !text.contains(name.as_str()))
+            .collect();
         assert!(missing.is_empty(), "{file} lacks {missing:?}");
     }
     let known = |name: &str| names.contains(name.trim_end_matches("_FILE")) || names.contains(name);
-    let named = include_str!("../../.env.example").lines().filter_map(|line| line.trim_start_matches('#').split_once('='));
+    let named = include_str!("../../.env.example")
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').split_once('='));
     let foreign: Vec<_> = named
         .map(|(name, _)| name)
-        .filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !known(name) && *name != "INLET_URL")
+        .filter(|name| {
+            name.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !known(name) && *name != "INLET_URL"
+        })
         .collect();
-    assert!(foreign.is_empty(), ".env.example names {foreign:?}, which do not exist");
+    assert!(
+        foreign.is_empty(),
+        ".env.example names {foreign:?}, which do not exist"
+    );
 }

@@ -21,7 +21,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A port nobody listens on now.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// Waits for a condition instead of sleeping, up to [`PATIENCE`].
@@ -40,13 +44,21 @@ pub async fn within<T, F: Future<Output = Option<T>>>(
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(tokio::time::Instant::now() < deadline, "still waiting after {patience:?}: {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "still waiting after {patience:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 /// Opens an embedded stream. One that was just let go is still held for a moment by its writer.
-pub async fn open_embedded(folder: &Path, retention: Retention, subjects: SubjectTemplate, clock: Clock) -> Arc<EmbeddedBus> {
+pub async fn open_embedded(
+    folder: &Path,
+    retention: Retention,
+    subjects: SubjectTemplate,
+    clock: Clock,
+) -> Arc<EmbeddedBus> {
     eventually("the stream's file is free", || async {
         EmbeddedBus::open(folder, retention, subjects.clone(), clock.clone()).ok()
     })

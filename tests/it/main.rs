@@ -1,6 +1,11 @@
 //! Tests of the whole: the real binary, a real nats-server, real sockets. One binary, so one link.
 
 #![allow(unreachable_pub, reason = "the harness is a library within one binary")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on must stop, and reads its own environment"
+)]
 
 mod bad_input;
 mod commands;

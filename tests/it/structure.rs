@@ -5,8 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const LEAVES: [&str; 10] =
-    ["clock", "data_dir", "recent", "retry", "secret", "settings", "status", "tasks", "telemetry", "tls"];
+const LEAVES: [&str; 10] = [
+    "clock",
+    "data_dir",
+    "recent",
+    "retry",
+    "secret",
+    "settings",
+    "status",
+    "tasks",
+    "telemetry",
+    "tls",
+];
 
 /// What each module may import, besides itself and the leaves.
 fn allowed(module: &str) -> Option<&'static [&'static str]> {
@@ -50,8 +60,18 @@ fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     walk(&root, &mut found);
     assert!(found.len() > 40);
-    let name = |path: &Path| path.strip_prefix(&root).unwrap().with_extension("").to_str().unwrap().to_owned();
-    found.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+    let name = |path: &Path| {
+        path.strip_prefix(&root)
+            .unwrap()
+            .with_extension("")
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    found
+        .iter()
+        .map(|path| (name(path), std::fs::read_to_string(path).unwrap()))
+        .collect()
 }
 
 /// Everything in front of the unit tests.
@@ -65,7 +85,11 @@ fn imports(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for line in code {
         for rest in line.split("crate::").skip(1) {
-            found.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            found.insert(
+                rest.chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            );
         }
     }
     found.remove("label");
@@ -82,7 +106,8 @@ fn imports_follow_the_path() {
             assert!(is_fine, "src/{name}.rs imports crate::{import}");
             // Of the source, HTTP sees what it shows of itself, not how it works.
             if module == "http" && import == "source" {
-                let inner = text.contains("source::twitch::connection") || text.contains("source::twitch::joins");
+                let inner =
+                    text.contains("source::twitch::connection") || text.contains("source::twitch::joins");
                 assert!(!inner, "src/{name}.rs looks into the source");
             }
         }
@@ -94,7 +119,10 @@ fn a_leaf_imports_leaves_alone_and_the_simulator_nothing() {
     for (name, text) in sources() {
         if name.starts_with("sim") && !name.contains("tests") {
             let found = imports(without_tests(&text));
-            assert!(found.iter().all(|import| import == "sim"), "src/{name}.rs imports {found:?}");
+            assert!(
+                found.iter().all(|import| import == "sim"),
+                "src/{name}.rs imports {found:?}"
+            );
         }
     }
 }
@@ -102,10 +130,16 @@ fn a_leaf_imports_leaves_alone_and_the_simulator_nothing() {
 #[test]
 fn third_parties_stay_behind_their_walls() {
     for (name, text) in sources() {
-        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
         for (party, places) in WALLS {
             let names_it = code.contains(&format!("{party}::"));
-            assert!(!names_it || places.iter().any(|place| name.starts_with(place)), "src/{name}.rs names {party}");
+            assert!(
+                !names_it || places.iter().any(|place| name.starts_with(place)),
+                "src/{name}.rs names {party}"
+            );
         }
     }
 }
@@ -122,15 +156,37 @@ fn files_are_short_enough_to_read() {
 fn dependencies_come_under_known_licences_and_with_one_tls_stack() {
     // What is built, rather than what the lock file could build.
     let tree = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--edges", "normal,build", "--prefix", "none", "--format", "{p}|{l}"])
+        .args([
+            "tree",
+            "--locked",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}|{l}",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
     let tree = String::from_utf8(tree.stdout).unwrap();
     let fine = [
-        "MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib",
-        "Unicode-3.0", "CC0-1.0", "0BSD", "Unlicense", "BSL-1.0", "OpenSSL", "MIT-0", "CDLA-Permissive-2.0",
+        "MIT",
+        "Apache-2.0",
+        "Apache-2.0 WITH LLVM-exception",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "ISC",
+        "Zlib",
+        "Unicode-3.0",
+        "CC0-1.0",
+        "0BSD",
+        "Unlicense",
+        "BSL-1.0",
+        "OpenSSL",
+        "MIT-0",
+        "CDLA-Permissive-2.0",
     ];
     let mut problems = BTreeMap::new();
     let packages: BTreeSet<_> = tree.lines().filter(|line| !line.is_empty()).collect();
@@ -143,7 +199,10 @@ fn dependencies_come_under_known_licences_and_with_one_tls_stack() {
         }
         let licence = licence.trim_end_matches(" (*)").replace('/', " OR ");
         let is_fine = licence.split(" OR ").any(|choice| {
-            choice.trim_matches(['(', ')', ' ']).split(" AND ").all(|part| fine.contains(&part.trim_matches(['(', ')', ' '])))
+            choice
+                .trim_matches(['(', ')', ' '])
+                .split(" AND ")
+                .all(|part| fine.contains(&part.trim_matches(['(', ')', ' '])))
         });
         if !is_fine {
             problems.insert(name, licence);

@@ -38,12 +38,22 @@ pub(super) fn default_name(prefix: &str) -> String {
     if prefix.is_empty() {
         return "INLET".to_owned();
     }
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '-' {
+            c
+        } else {
+            '_'
+        }
+    };
     format!("INLET_{}", prefix.chars().map(plain).collect::<String>())
 }
 
 /// Finds the stream and checks it, or creates it.
-pub(super) async fn ensure(context: &Context, desired: &Desired, created_here: bool) -> Result<Attached, BusError> {
+pub(super) async fn ensure(
+    context: &Context,
+    desired: &Desired,
+    created_here: bool,
+) -> Result<Attached, BusError> {
     let name = match &desired.stream {
         Some(name) => name.clone(),
         None => match find(context, desired).await? {
@@ -51,18 +61,20 @@ pub(super) async fn ensure(context: &Context, desired: &Desired, created_here: b
             None => desired.default_name.clone(),
         },
     };
-    match get(context, &name).await? {
-        Some(info) => check(&info, desired),
-        None => {
-            let info = create(context, &name, desired).await?;
-            // Said once each: a stream that vanished is a thing to know of.
-            if created_here {
-                tracing::error!(stream = name, "the stream was gone and has been created again; what it held is lost");
-            } else {
-                tracing::info!(stream = name, "created the stream");
-            }
-            check(&info, desired)
+    if let Some(info) = get(context, &name).await? {
+        check(&info, desired)
+    } else {
+        let info = create(context, &name, desired).await?;
+        // Said once each: a stream that vanished is a thing to know of.
+        if created_here {
+            tracing::error!(
+                stream = name,
+                "the stream was gone and has been created again; what it held is lost"
+            );
+        } else {
+            tracing::info!(stream = name, "created the stream");
         }
+        check(&info, desired)
     }
 }
 
@@ -108,7 +120,9 @@ async fn get(context: &Context, name: &str) -> Result<Option<Info>, BusError> {
     match context.get_stream(name).await {
         Ok(stream) => Ok(Some(stream.cached_info().clone())),
         Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(None)
+            }
             GetStreamErrorKind::JetStream(cause) => Err(refused(&cause)),
             GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => {
                 Err(BusError::Unfit(format!("{name:?} is no name of a stream")))
@@ -123,20 +137,29 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
     let name = &config.name;
     for pattern in desired.subjects.patterns() {
         if !config.subjects.iter().any(|subject| covers(subject, &pattern)) {
-            return Err(BusError::Unfit(format!("the stream {name} does not take {pattern}; add it to its subjects")));
+            return Err(BusError::Unfit(format!(
+                "the stream {name} does not take {pattern}; add it to its subjects"
+            )));
         }
     }
     if config.duplicate_window.is_zero() {
-        return Err(BusError::Unfit(format!("the stream {name} has no duplicate window, so events would double")));
+        return Err(BusError::Unfit(format!(
+            "the stream {name} has no duplicate window, so events would double"
+        )));
     }
     if config.retention != RetentionPolicy::Limits {
-        tracing::warn!(stream = name, "the stream's retention is not limits: counts may be lost in a crash");
+        tracing::warn!(
+            stream = name,
+            "the stream's retention is not limits: counts may be lost in a crash"
+        );
     }
     Ok(Attached {
         name: name.clone(),
         identity: format!("{name}@{}", info.created.unix_timestamp_nanos()),
         duplicate_window: config.duplicate_window,
-        largest_message: usize::try_from(config.max_message_size).ok().filter(|most| *most > 0),
+        largest_message: usize::try_from(config.max_message_size)
+            .ok()
+            .filter(|most| *most > 0),
         created: config.description.as_deref() == Some(DESCRIPTION),
     })
 }
@@ -149,7 +172,9 @@ async fn create(context: &Context, name: &str, desired: &Desired) -> Result<Info
         match context.create_stream(new_stream(name, desired, max_bytes)).await {
             Ok(stream) => return Ok(stream.cached_info().clone()),
             Err(error) => match error.kind() {
-                CreateStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED => {
+                CreateStreamErrorKind::JetStream(cause)
+                    if cause.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED =>
+                {
                     if by_hand.is_some() || max_bytes / 2 < LEAST_MAX_BYTES {
                         return Err(BusError::Unfit(format!(
                             "the server has no room for a stream of {max_bytes} bytes; set NATS_STREAM_MAX_BYTES lower"
@@ -157,7 +182,9 @@ async fn create(context: &Context, name: &str, desired: &Desired) -> Result<Info
                     }
                     max_bytes /= 2;
                 }
-                CreateStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP => {
+                CreateStreamErrorKind::JetStream(cause)
+                    if cause.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
+                {
                     return Err(overlap(context, name, desired).await?);
                 }
                 CreateStreamErrorKind::JetStream(cause) => return Err(refused(&cause)),
@@ -204,7 +231,9 @@ fn refused(error: &async_nats::jetstream::Error) -> BusError {
         ErrorCode::CLUSTER_NOT_LEADER,
         ErrorCode::INSUFFICIENT_RESOURCES,
     ];
-    if passes.contains(&error.error_code()) || error.code() == 503 && error.error_code() == ErrorCode::default() {
+    if passes.contains(&error.error_code())
+        || error.code() == 503 && error.error_code() == ErrorCode::default()
+    {
         BusError::Away(error.to_string())
     } else {
         BusError::Unfit(format!("NATS refuses: {error}"))

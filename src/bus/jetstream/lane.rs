@@ -1,4 +1,4 @@
-//! A way into JetStream: messages out, acks back, on whatever session stands.
+//! A way into `JetStream`: messages out, acks back, on whatever session stands.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,7 +36,11 @@ impl LaneEnd {
         inbox: mpsc::Receiver<Vec<Numbered>>,
         outbox: mpsc::Sender<Vec<Settled>>,
     ) -> Self {
-        Self { shared, inbox, outbox }
+        Self {
+            shared,
+            inbox,
+            outbox,
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -57,13 +61,27 @@ impl LaneEnd {
     }
 
     async fn refuse(&mut self, messages: Option<Vec<Numbered>>) -> Left {
-        let Some(messages) = messages else { return Left::Closed };
+        let Some(messages) = messages else {
+            return Left::Closed;
+        };
         let numbers = messages.into_iter().map(|numbered| numbered.number);
-        self.settle(numbers.map(|number| Settled { number, outcome: Err(AWAY) }).collect()).await
+        self.settle(
+            numbers
+                .map(|number| Settled {
+                    number,
+                    outcome: Err(AWAY),
+                })
+                .collect(),
+        )
+        .await
     }
 
     async fn settle(&self, settled: Vec<Settled>) -> Left {
-        if settled.is_empty() || self.outbox.send(settled).await.is_ok() { Left::Lost } else { Left::Closed }
+        if settled.is_empty() || self.outbox.send(settled).await.is_ok() {
+            Left::Lost
+        } else {
+            Left::Closed
+        }
     }
 
     /// Works on one session until it or the lane ends.
@@ -91,7 +109,16 @@ impl LaneEnd {
                 return Left::Closed;
             }
         }
-        self.settle(unsettled.into_iter().map(|number| Settled { number, outcome: Err(LOST) }).collect()).await
+        self.settle(
+            unsettled
+                .into_iter()
+                .map(|number| Settled {
+                    number,
+                    outcome: Err(LOST),
+                })
+                .collect(),
+        )
+        .await
     }
 
     /// This ack and every other one that has arrived.
@@ -106,7 +133,11 @@ impl LaneEnd {
         let mut next = Some(first);
         while let Some(ack) = next {
             // The number is the last token of the subject the ack came on.
-            if let Some(number) = ack.subject.get(number_at..).and_then(|number| number.parse().ok()) {
+            if let Some(number) = ack
+                .subject
+                .get(number_at..)
+                .and_then(|number| number.parse().ok())
+            {
                 let outcome = outcome(&ack);
                 if outcome == Err(Refusal::Transient(TransientCause::StreamMissing)) {
                     self.shared.stream_missed.notify_one();
@@ -136,8 +167,12 @@ async fn send(
             _ => Subject::from(message.subject.as_ref()),
         };
         last = Some((Arc::clone(&message.subject), subject.clone()));
-        let published =
-            session.client.publish_with_reply_and_headers(subject, reply, headers(&message), message.payload.clone());
+        let published = session.client.publish_with_reply_and_headers(
+            subject,
+            reply,
+            headers(&message),
+            message.payload.clone(),
+        );
         match published.await {
             Ok(()) => {
                 unsettled.insert(number);
@@ -148,7 +183,10 @@ async fn send(
                     async_nats::PublishErrorKind::InvalidSubject => Refusal::BadSubject,
                     async_nats::PublishErrorKind::Send => AWAY,
                 };
-                refused.push(Settled { number, outcome: Err(refusal) });
+                refused.push(Settled {
+                    number,
+                    outcome: Err(refusal),
+                });
             }
         }
     }
@@ -159,7 +197,10 @@ fn headers(message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_text());
     headers.insert(HeaderName::from_static(header::TYPE), message.kind);
-    headers.insert(HeaderName::from_static(header::TRACEPARENT), message.traceparent());
+    headers.insert(
+        HeaderName::from_static(header::TRACEPARENT),
+        message.traceparent(),
+    );
     headers
 }
 
@@ -182,13 +223,23 @@ fn outcome(ack: &NatsMessage) -> Result<Ack, Refusal> {
         return Err(Refusal::Transient(TransientCause::StreamMissing));
     }
     match serde_json::from_slice::<Body>(&ack.payload) {
-        Ok(Body { error: Some(Failure { err_code }), .. }) => Err(refusal(err_code)),
-        Ok(Body { seq, duplicate, error: None }) if seq > 0 => Ok(Ack { position: seq, duplicate }),
+        Ok(Body {
+            error: Some(Failure { err_code }),
+            ..
+        }) => Err(refusal(err_code)),
+        Ok(Body {
+            seq,
+            duplicate,
+            error: None,
+        }) if seq > 0 => Ok(Ack {
+            position: seq,
+            duplicate,
+        }),
         _ => Err(Refusal::Other(0)),
     }
 }
 
-/// What JetStream's error codes mean for a message; see its `errors.json`.
+/// What `JetStream`'s error codes mean for a message; see its `errors.json`.
 fn refusal(code: u64) -> Refusal {
     let cause = match code {
         // Message exceeds the stream's maximum; header or message exceeds a limit.
@@ -221,19 +272,37 @@ mod tests {
     #[test]
     fn acks_are_told_apart_by_code_not_by_text() {
         let of = |payload| outcome(&ack(payload, None));
-        assert_eq!(of(r#"{"stream":"S","seq":7}"#), Ok(Ack { position: 7, duplicate: false }));
-        assert_eq!(of(r#"{"stream":"S","seq":7,"duplicate":true}"#), Ok(Ack { position: 7, duplicate: true }));
+        assert_eq!(
+            of(r#"{"stream":"S","seq":7}"#),
+            Ok(Ack {
+                position: 7,
+                duplicate: false
+            })
+        );
+        assert_eq!(
+            of(r#"{"stream":"S","seq":7,"duplicate":true}"#),
+            Ok(Ack {
+                position: 7,
+                duplicate: true
+            })
+        );
         let error = |code: u64| {
             outcome(&NatsMessage {
-                payload: format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"x"}},"stream":"S","seq":0}}"#)
-                    .into(),
+                payload: format!(
+                    r#"{{"error":{{"code":400,"err_code":{code},"description":"x"}},"stream":"S","seq":0}}"#
+                )
+                .into(),
                 ..ack("", None)
             })
         };
         assert_eq!(error(10_054), Err(Refusal::TooLarge));
         assert!(error(10_077).unwrap_err().is_transient() && error(10_059).unwrap_err().is_transient());
         assert_eq!(error(10_071), Err(Refusal::Other(10_071)));
-        assert!(outcome(&ack("", Some(StatusCode::NO_RESPONDERS))).unwrap_err().is_transient());
+        assert!(
+            outcome(&ack("", Some(StatusCode::NO_RESPONDERS)))
+                .unwrap_err()
+                .is_transient()
+        );
         assert_eq!(of("not json"), Err(Refusal::Other(0)));
     }
 }

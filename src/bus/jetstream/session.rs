@@ -25,7 +25,9 @@ const NOWHERE: &str = "nats://127.0.0.1:0";
 /// A checked server address, user-info included.
 pub(super) fn checked_url(text: &str) -> Result<Secret, String> {
     let shown = without_user_info(text);
-    let address: ServerAddr = text.parse().map_err(|_| format!("{shown:?} is no address such as nats://host:4222"))?;
+    let address: ServerAddr = text
+        .parse()
+        .map_err(|_| format!("{shown:?} is no address such as nats://host:4222"))?;
     match address.scheme() {
         "nats" | "tls" => Ok(Secret::new(text)),
         other => Err(format!("{shown:?}: {other} is neither nats nor tls")),
@@ -52,7 +54,12 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(config: JetStreamConfig, tls: TlsConfig, window: usize) -> Self {
-        Self { config, tls, window, next_server: 0 }
+        Self {
+            config,
+            tls,
+            window,
+            next_server: 0,
+        }
     }
 
     /// Connects to the next server in turn.
@@ -60,18 +67,31 @@ impl Connector {
         let url = self.config.urls[self.next_server % self.config.urls.len()].clone();
         self.next_server += 1;
         let (lost, lost_seen) = watch::channel(false);
-        let address: ServerAddr = url.expose().parse().map_err(|_| "NATS_URL is no address".to_owned())?;
+        let address: ServerAddr = url
+            .expose()
+            .parse()
+            .map_err(|_| "NATS_URL is no address".to_owned())?;
         let options = self.options(&address)?.event_callback(move |event| {
             let ends = matches!(event, Event::Disconnected | Event::Closed);
             lost.send_if_modified(|lost| ends && !std::mem::replace(lost, true));
             async {}
         });
-        let client = options.connect(address).await.map_err(|error| with_causes(&error))?;
+        let client = options
+            .connect(address)
+            .await
+            .map_err(|error| with_causes(&error))?;
         // There is no "never reconnect": one attempt is the least. This makes that one fail at once.
-        client.set_server_pool(NOWHERE).await.map_err(|error| with_causes(&error))?;
+        client
+            .set_server_pool(NOWHERE)
+            .await
+            .map_err(|error| with_causes(&error))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(REQUEST_TIMEOUT);
-        Ok(Link { client, context, lost: lost_seen })
+        Ok(Link {
+            client,
+            context,
+            lost: lost_seen,
+        })
     }
 
     fn options(&self, address: &ServerAddr) -> Result<ConnectOptions, String> {
@@ -92,7 +112,9 @@ impl Connector {
             (None, _) => options,
         };
         if let Some(credentials) = &config.credentials {
-            options = options.credentials(credentials.expose()).map_err(|_| "NATS_CREDS_FILE holds no credentials")?;
+            options = options
+                .credentials(credentials.expose())
+                .map_err(|_| "NATS_CREDS_FILE holds no credentials")?;
         }
         if let Some(nkey) = &config.nkey {
             options = options.nkey(nkey.expose().to_owned());
@@ -109,7 +131,9 @@ impl Connector {
 
 /// User-info as it was meant: an address holds it percent-encoded.
 fn decoded(text: &str) -> String {
-    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+    percent_encoding::percent_decode_str(text)
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 /// A connection.

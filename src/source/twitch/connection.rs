@@ -102,14 +102,24 @@ impl Twitch {
         status: Arc<TwitchStatus>,
         clock: Clock,
     ) -> Self {
-        Self { config, tls, normalizer, status, clock }
+        Self {
+            config,
+            tls,
+            normalizer,
+            status,
+            clock,
+        }
     }
 
     /// Reads chat until `stop` becomes true, connecting as often as it takes.
     pub async fn run(self, intake: Intake, mut stop: watch::Receiver<bool>) {
         if self.config.account.is_some() && self.config.channels.len() > CHANNELS_PER_ACCOUNT {
             let (channels, limit) = (self.config.channels.len(), CHANNELS_PER_ACCOUNT);
-            tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
+            tracing::warn!(
+                channels,
+                limit,
+                "Twitch may refuse channels beyond its limit for an account"
+            );
         }
         let mut joins = Joins::new(&self.config.channels, self.config.join_rate);
         let mut backoff = Backoff::new(self.config.reconnect_first, self.config.reconnect_longest);
@@ -117,7 +127,9 @@ impl Twitch {
         let mut was_connected = false;
         self.status.channels(&joins);
         loop {
-            let (end, logged_in) = self.connect_and_read(&intake, &mut joins, was_connected, stop.clone()).await;
+            let (end, logged_in) = self
+                .connect_and_read(&intake, &mut joins, was_connected, stop.clone())
+                .await;
             was_connected |= logged_in;
             if logged_in {
                 backoff.reset();
@@ -126,7 +138,11 @@ impl Twitch {
             joins.disconnected();
             self.status.channels(&joins);
             let wait = match &end {
-                End::Stopped => return self.status.lost(ConnectionState::Disabled, end.code(), "shutting down"),
+                End::Stopped => {
+                    return self
+                        .status
+                        .lost(ConnectionState::Disabled, end.code(), "shutting down");
+                }
                 End::LoginRefused(_) => refused_backoff.next_wait(),
                 End::Asked if logged_in => Duration::ZERO,
                 _ => backoff.next_wait(),
@@ -148,9 +164,19 @@ impl Twitch {
         let message = crate::telemetry::logs::with_causes(end);
         let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         match end {
-            End::LoginRefused(_) => tracing::error!(error_code = end.code(), error = message, retry_ms, "Twitch refuses the login"),
+            End::LoginRefused(_) => tracing::error!(
+                error_code = end.code(),
+                error = message,
+                retry_ms,
+                "Twitch refuses the login"
+            ),
             End::Asked => tracing::info!("Twitch asked to reconnect"),
-            _ => tracing::warn!(error_code = end.code(), error = message, retry_ms, "not connected to Twitch"),
+            _ => tracing::warn!(
+                error_code = end.code(),
+                error = message,
+                retry_ms,
+                "not connected to Twitch"
+            ),
         }
         self.status.lost(state, end.code(), &message);
     }
@@ -205,7 +231,11 @@ impl Session<'_> {
                 (true, false) => self.last_heard + SILENCE,
                 (true, true) => self.last_heard + SILENCE + ANSWER,
             };
-            let join_due = if self.is_logged_in { self.joins.next_due(now) } else { None };
+            let join_due = if self.is_logged_in {
+                self.joins.next_due(now)
+            } else {
+                None
+            };
             self.lines.buffer().reserve(READ_BYTES);
             tokio::select! {
                 biased;
@@ -237,12 +267,18 @@ impl Session<'_> {
             self.socket.write_all(text.as_bytes()).await?;
             self.socket.flush().await
         };
-        timeout(WRITE_TIMEOUT, writing).await.map_err(|_| End::Silent)?.map_err(End::Io)
+        timeout(WRITE_TIMEOUT, writing)
+            .await
+            .map_err(|_| End::Silent)?
+            .map_err(End::Io)
     }
 
     /// Deals with every whole line in the buffer.
     async fn take_in(&mut self) -> Result<(), End> {
-        let taken_in = TakenIn { at: self.source.clock.now(), instant: StdInstant::now() };
+        let taken_in = TakenIn {
+            at: self.source.clock.now(),
+            instant: StdInstant::now(),
+        };
         let mut drafts = Vec::new();
         let mut end = Ok(());
         while let Some(line) = self.lines.next_line() {
@@ -268,8 +304,16 @@ impl Session<'_> {
     }
 
     async fn protocol(&mut self, protocol: Protocol) -> Result<(), End> {
-        let Protocol { command, params, nick, msg_id } = protocol;
-        let channel = params.first().map(|channel| channel.trim_start_matches('#')).unwrap_or_default();
+        let Protocol {
+            command,
+            params,
+            nick,
+            msg_id,
+        } = protocol;
+        let channel = params
+            .first()
+            .map(|channel| channel.trim_start_matches('#'))
+            .unwrap_or_default();
         let is_ours = nick.as_deref() == Some(self.nick.as_str());
         match command.as_str() {
             "PING" => {
@@ -278,19 +322,23 @@ impl Session<'_> {
             }
             "001" => {
                 self.is_logged_in = true;
-                self.source.status.connected(&self.nick, self.was_connected_before);
+                self.source
+                    .status
+                    .connected(&self.nick, self.was_connected_before);
                 tracing::info!(account = self.nick, "connected to Twitch");
                 self.join_due().await?;
             }
             "JOIN" if is_ours => self.confirmed(channel),
             "ROOMSTATE" => self.confirmed(channel),
-            "PART" if is_ours => {
-                if self.joins.parted(channel) {
-                    tracing::warn!(channel, "Twitch put us out of the channel");
-                    self.source.status.channels(self.joins);
-                }
+            "PART" if is_ours && self.joins.parted(channel) => {
+                tracing::warn!(channel, "Twitch put us out of the channel");
+                self.source.status.channels(self.joins);
             }
-            "NOTICE" => self.notice(channel, params.last().map_or("", String::as_str), msg_id.as_deref())?,
+            "NOTICE" => self.notice(
+                channel,
+                params.last().map_or("", String::as_str),
+                msg_id.as_deref(),
+            )?,
             "RECONNECT" => return Err(End::Asked),
             _ => {}
         }
@@ -327,7 +375,11 @@ impl Session<'_> {
             joins.push_str("\r\n");
         }
         self.source.status.channels(self.joins);
-        if joins.is_empty() { Ok(()) } else { self.write(&joins).await }
+        if joins.is_empty() {
+            Ok(())
+        } else {
+            self.write(&joins).await
+        }
     }
 
     /// The line has been silent for too long.

@@ -20,14 +20,23 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 /// Connects.
-pub(super) async fn dial(address: &IrcAddress, tls: Option<&Arc<rustls::ClientConfig>>) -> io::Result<Box<dyn Transport>> {
+pub(super) async fn dial(
+    address: &IrcAddress,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> io::Result<Box<dyn Transport>> {
     let dialing = async {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
-        let Some(config) = tls else { return Ok(Box::new(stream) as Box<dyn Transport>) };
+        let Some(config) = tls else {
+            return Ok(Box::new(stream) as Box<dyn Transport>);
+        };
         let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
-        let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await?;
+        let stream = TlsConnector::from(Arc::clone(config))
+            .connect(name, stream)
+            .await?;
         Ok(Box::new(stream) as Box<dyn Transport>)
     };
-    timeout(DIAL_TIMEOUT, dialing).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(DIAL_TIMEOUT, dialing)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

@@ -15,8 +15,12 @@ use super::metrics::ChannelState;
 const SPAN: Duration = Duration::from_millis(10_250);
 
 /// How long to wait for the answer to the first JOIN of a channel, the second, …; then it has failed.
-const ANSWER_WAITS: [Duration; 4] =
-    [Duration::from_secs(10), Duration::from_secs(20), Duration::from_secs(40), Duration::from_secs(10)];
+const ANSWER_WAITS: [Duration; 4] = [
+    Duration::from_secs(10),
+    Duration::from_secs(20),
+    Duration::from_secs(40),
+    Duration::from_secs(10),
+];
 
 /// How long a failed channel is left alone.
 const FAILED_PAUSE: Duration = Duration::from_mins(5);
@@ -36,12 +40,20 @@ pub(super) enum JoinFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Membership {
     /// To be asked for, as the next of this many requests.
-    Wanted { asked: usize },
+    Wanted {
+        asked: usize,
+    },
     /// Asked for, this many times.
-    Asked { asked: usize, answer_due: Instant },
+    Asked {
+        asked: usize,
+        answer_due: Instant,
+    },
     Joined,
     /// Left alone until then.
-    Failed { why: JoinFailure, retry_at: Instant },
+    Failed {
+        why: JoinFailure,
+        retry_at: Instant,
+    },
 }
 
 /// The channels of one account.
@@ -58,7 +70,10 @@ pub(super) struct Joins {
 impl Joins {
     pub(super) fn new(channels: &[String], rate: usize) -> Self {
         Self {
-            channels: channels.iter().map(|name| (name.clone(), Membership::Wanted { asked: 0 })).collect(),
+            channels: channels
+                .iter()
+                .map(|name| (name.clone(), Membership::Wanted { asked: 0 }))
+                .collect(),
             queue: channels.iter().cloned().collect(),
             sent: VecDeque::new(),
             rate,
@@ -80,10 +95,17 @@ impl Joins {
             return None;
         }
         while let Some(channel) = self.queue.pop_front() {
-            let Some(membership) = self.channels.get_mut(&channel) else { continue };
-            let Membership::Wanted { asked } = *membership else { continue };
+            let Some(membership) = self.channels.get_mut(&channel) else {
+                continue;
+            };
+            let Membership::Wanted { asked } = *membership else {
+                continue;
+            };
             let wait = ANSWER_WAITS[asked.min(ANSWER_WAITS.len() - 1)];
-            *membership = Membership::Asked { asked: asked + 1, answer_due: now + wait };
+            *membership = Membership::Asked {
+                asked: asked + 1,
+                answer_due: now + wait,
+            };
             self.sent.push_back(now);
             return Some(channel);
         }
@@ -103,20 +125,27 @@ impl Joins {
 
     /// Twitch confirmed the channel.
     pub(super) fn confirmed(&mut self, channel: &str) -> bool {
-        self.channels.get_mut(channel).is_some_and(|membership| {
-            std::mem::replace(membership, Membership::Joined) != Membership::Joined
-        })
+        self.channels
+            .get_mut(channel)
+            .is_some_and(|membership| std::mem::replace(membership, Membership::Joined) != Membership::Joined)
     }
 
     /// Twitch refused the channel.
     pub(super) fn refused(&mut self, channel: &str, why: JoinFailure, now: Instant) -> bool {
-        let failed = Membership::Failed { why, retry_at: now + FAILED_PAUSE };
-        self.channels.get_mut(channel).is_some_and(|membership| std::mem::replace(membership, failed) != failed)
+        let failed = Membership::Failed {
+            why,
+            retry_at: now + FAILED_PAUSE,
+        };
+        self.channels
+            .get_mut(channel)
+            .is_some_and(|membership| std::mem::replace(membership, failed) != failed)
     }
 
     /// Twitch put us out of the channel.
     pub(super) fn parted(&mut self, channel: &str) -> bool {
-        let Some(membership) = self.channels.get_mut(channel) else { return false };
+        let Some(membership) = self.channels.get_mut(channel) else {
+            return false;
+        };
         *membership = Membership::Wanted { asked: 0 };
         self.queue.push_back(channel.to_owned());
         true
@@ -125,7 +154,9 @@ impl Joins {
     /// Every channel, its state, and why it failed.
     pub(super) fn states(&self) -> impl Iterator<Item = (&str, ChannelState, Option<JoinFailure>)> {
         self.channels.iter().map(|(name, membership)| match membership {
-            Membership::Wanted { .. } | Membership::Asked { .. } => (name.as_str(), ChannelState::Wanted, None),
+            Membership::Wanted { .. } | Membership::Asked { .. } => {
+                (name.as_str(), ChannelState::Wanted, None)
+            }
             Membership::Joined => (name.as_str(), ChannelState::Joined, None),
             Membership::Failed { why, .. } => (name.as_str(), ChannelState::Failed, Some(*why)),
         })
@@ -149,15 +180,23 @@ impl Joins {
                         *membership = Membership::Wanted { asked };
                         self.queue.push_back(channel.clone());
                     } else {
-                        *membership = Membership::Failed { why: JoinFailure::NoAnswer, retry_at: now + FAILED_PAUSE };
+                        *membership = Membership::Failed {
+                            why: JoinFailure::NoAnswer,
+                            retry_at: now + FAILED_PAUSE,
+                        };
                     }
                 }
                 // Once more, as the last of its requests: its state stays what it is until it is answered.
                 Membership::Failed { retry_at, .. } if retry_at <= now => {
-                    *membership = Membership::Wanted { asked: ANSWER_WAITS.len() - 1 };
+                    *membership = Membership::Wanted {
+                        asked: ANSWER_WAITS.len() - 1,
+                    };
                     self.queue.push_back(channel.clone());
                 }
-                Membership::Wanted { .. } | Membership::Asked { .. } | Membership::Joined | Membership::Failed { .. } => {}
+                Membership::Wanted { .. }
+                | Membership::Asked { .. }
+                | Membership::Joined
+                | Membership::Failed { .. } => {}
             }
         }
     }
@@ -173,7 +212,11 @@ mod tests {
     }
 
     /// Sends what is due for `span`, answering as `answers` says; returns when each JOIN went out.
-    async fn run(joins: &mut Joins, span: Duration, answers: impl Fn(&str) -> bool) -> Vec<(Instant, String)> {
+    async fn run(
+        joins: &mut Joins,
+        span: Duration,
+        answers: impl Fn(&str) -> bool,
+    ) -> Vec<(Instant, String)> {
         let end = Instant::now() + span;
         let mut sent = Vec::new();
         loop {
@@ -184,7 +227,9 @@ mod tests {
                 sent.push((Instant::now(), channel));
             }
             match joins.next_due(Instant::now()).filter(|due| *due < end) {
-                Some(due) => tokio::time::sleep_until(due.max(Instant::now() + Duration::from_millis(1))).await,
+                Some(due) => {
+                    tokio::time::sleep_until(due.max(Instant::now() + Duration::from_millis(1))).await;
+                }
                 None => return sent,
             }
         }
@@ -192,7 +237,9 @@ mod tests {
 
     fn most_in_ten_seconds(sent: &[(Instant, String)]) -> usize {
         let within = |start: Instant| {
-            sent.iter().filter(|(at, _)| *at >= start && *at < start + Duration::from_secs(10)).count()
+            sent.iter()
+                .filter(|(at, _)| *at >= start && *at < start + Duration::from_secs(10))
+                .count()
         };
         sent.iter().map(|(at, _)| within(*at)).max().unwrap_or(0)
     }
@@ -215,9 +262,11 @@ mod tests {
         let at: Vec<_> = sent.iter().map(|(at, _)| (*at - start).as_secs()).collect();
         // Failed at 80 s; then every 5 min, each time with 10 s to answer.
         assert_eq!(at, [0, 10, 30, 70, 380, 690]);
-        assert!(joins.states().all(|(_, state, why)| {
-            state == ChannelState::Failed && why == Some(JoinFailure::NoAnswer)
-        }));
+        assert!(
+            joins.states().all(|(_, state, why)| {
+                state == ChannelState::Failed && why == Some(JoinFailure::NoAnswer)
+            })
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -228,7 +277,10 @@ mod tests {
         assert!(joins.refused("c000", JoinFailure::Banned, now));
         assert!(joins.confirmed("c001") && !joins.confirmed("c001") && !joins.confirmed("elsewhere"));
         let states: Vec<_> = joins.states().collect();
-        assert_eq!(states[0], ("c000", ChannelState::Failed, Some(JoinFailure::Banned)));
+        assert_eq!(
+            states[0],
+            ("c000", ChannelState::Failed, Some(JoinFailure::Banned))
+        );
         assert!(joins.confirmed("c000"));
         assert!(joins.parted("c001"));
         assert_eq!(joins.take_due(now).as_deref(), Some("c001"));

@@ -38,7 +38,8 @@ impl Lines {
     /// The next whole line, if the buffer holds one.
     pub fn next_line(&mut self) -> Option<Line> {
         loop {
-            let Some(end) = memchr::memchr(b'\n', &self.buffer[self.searched..]).map(|at| at + self.searched) else {
+            let Some(end) = memchr::memchr(b'\n', &self.buffer[self.searched..]).map(|at| at + self.searched)
+            else {
                 return self.without_end();
             };
             let mut line = self.buffer.split_to(end + 1).freeze();
@@ -108,8 +109,13 @@ mod tests {
     #[test]
     fn the_same_lines_come_out_wherever_the_bytes_are_cut() {
         let bytes = b"PING :a\r\n\r\n@a=b :x PRIVMSG #c :\xf0\x9f\x98\x82 \xff\n\0\r\nlast";
-        let expected =
-            [whole(b"PING :a"), whole(b""), whole(b"@a=b :x PRIVMSG #c :\xf0\x9f\x98\x82 \xff"), whole(b"\0"), whole(b"last")];
+        let expected = [
+            whole(b"PING :a"),
+            whole(b""),
+            whole(b"@a=b :x PRIVMSG #c :\xf0\x9f\x98\x82 \xff"),
+            whole(b"\0"),
+            whole(b"last"),
+        ];
         for first in 0..=bytes.len() {
             for second in first..=bytes.len() {
                 let chunks = [&bytes[..first], &bytes[first..second], &bytes[second..]];
@@ -123,7 +129,10 @@ mod tests {
         for length in [LONGEST_LINE + 1, LONGEST_LINE + 2, LONGEST_LINE * 3, 1 << 20] {
             let mut bytes = vec![b'x'; length];
             bytes.extend_from_slice(b"\r\nPING\r\n");
-            let expected = [Line::TooLong(Bytes::from(vec![b'x'; LONGEST_LINE])), whole(b"PING")];
+            let expected = [
+                Line::TooLong(Bytes::from(vec![b'x'; LONGEST_LINE])),
+                whole(b"PING"),
+            ];
             assert_eq!(cut(&[&bytes]), expected, "{length} at once");
             let chunks: Vec<&[u8]> = bytes.chunks(1_000).collect();
             assert_eq!(cut(&chunks), expected, "{length} in pieces");

@@ -15,8 +15,8 @@ use super::metrics::{BadLine, TwitchMetrics};
 use super::text;
 use super::wire::{self, Parsed};
 use crate::envelope::draft::{
-    Content, MessagePayload, ModerationAction, ModerationPayload, NoticePayload, Pairs, PayloadJson, Raw, Reply, Role, Said,
-    SharedChat, SourceRef, User,
+    Content, MessagePayload, ModerationAction, ModerationPayload, NoticePayload, Pairs, PayloadJson, Raw,
+    Reply, Role, Said, SharedChat, SourceRef, User,
 };
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
 use crate::telemetry::metrics::Label;
@@ -82,7 +82,12 @@ pub struct Normalizer {
 impl Normalizer {
     /// A reader for one source.
     pub fn new(origin: Origin, shared_chat: SharedChatMode, metrics: Arc<TwitchMetrics>) -> Self {
-        Self { origin, shared_chat, metrics, logged: AtomicU32::new(0) }
+        Self {
+            origin,
+            shared_chat,
+            metrics,
+            logged: AtomicU32::new(0),
+        }
     }
 
     /// Reads a line.
@@ -105,7 +110,12 @@ impl Normalizer {
         }
         let Some(parsed) = wire::parse(&line) else {
             self.note(BadLine::Unparsable);
-            return self.unusable(DeadLetterReason::Unparsable, "no line of IRC".to_owned(), bytes.clone(), taken_in);
+            return self.unusable(
+                DeadLetterReason::Unparsable,
+                "no line of IRC".to_owned(),
+                bytes.clone(),
+                taken_in,
+            );
         };
         let is_dated = sent_at(&parsed).is_some();
         let event = match parsed.command.as_str() {
@@ -119,7 +129,12 @@ impl Normalizer {
             Ok(event) => self.draft(event, is_dated, taken_in),
             Err(missing) => {
                 self.note(BadLine::NotNormalizable);
-                self.unusable(DeadLetterReason::NotNormalizable, missing.to_owned(), bytes.clone(), taken_in)
+                self.unusable(
+                    DeadLetterReason::NotNormalizable,
+                    missing.to_owned(),
+                    bytes.clone(),
+                    taken_in,
+                )
             }
         }
     }
@@ -133,7 +148,11 @@ impl Normalizer {
     }
 
     fn draft(&self, event: Event, is_dated: bool, taken_in: TakenIn) -> Reading {
-        let not_published_before = if is_dated { event.occurred_at } else { self.undated(taken_in.at) };
+        let not_published_before = if is_dated {
+            event.occurred_at
+        } else {
+            self.undated(taken_in.at)
+        };
         Reading::Draft(Box::new(Draft {
             origin: self.origin,
             id: id::event_id(&event.idempotency_key),
@@ -154,24 +173,42 @@ impl Normalizer {
         }
     }
 
-    fn unusable(&self, reason: DeadLetterReason, message: String, bytes: Bytes, taken_in: TakenIn) -> Reading {
+    fn unusable(
+        &self,
+        reason: DeadLetterReason,
+        message: String,
+        bytes: Bytes,
+        taken_in: TakenIn,
+    ) -> Reading {
         Reading::Draft(Box::new(Draft {
             origin: self.origin,
             id: id::event_id(&id::content_key(PLATFORM, &bytes)),
             taken_in_at: taken_in.at,
             taken_in: taken_in.instant,
             not_published_before: self.undated(taken_in.at),
-            content: Content::Unusable { reason, message, original: bytes },
+            content: Content::Unusable {
+                reason,
+                message,
+                original: bytes,
+            },
             slip: None,
         }))
     }
 
     fn message(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
-        let [_, text] = &parsed.params[..] else { return Err("PRIVMSG without a channel or a text") };
+        let [_, text] = &parsed.params[..] else {
+            return Err("PRIVMSG without a channel or a text");
+        };
         let (text, is_action) = text::unwrap_action(text);
         let author = Author::of(parsed, parsed.nick());
-        let payload = MessagePayload { text, said: self.said(parsed, &author, text, is_action) };
-        Ok(with_user(self.event(EventType::ChatMessage, parsed, line, at, &payload)?, &author))
+        let payload = MessagePayload {
+            text,
+            said: self.said(parsed, &author, text, is_action),
+        };
+        Ok(with_user(
+            self.event(EventType::ChatMessage, parsed, line, at, &payload)?,
+            &author,
+        ))
     }
 
     fn notice(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
@@ -189,11 +226,20 @@ impl Normalizer {
             params: Pairs(&params),
             said: self.said(parsed, &author, text.unwrap_or_default(), is_action),
         };
-        Ok(with_user(self.event(EventType::ChatNotice, parsed, line, at, &payload)?, &author))
+        Ok(with_user(
+            self.event(EventType::ChatNotice, parsed, line, at, &payload)?,
+            &author,
+        ))
     }
 
     /// What chat messages and notices share.
-    fn said<'a>(&self, parsed: &'a Parsed<'_>, author: &'a Author<'a>, text: &'a str, is_action: bool) -> Said<'a> {
+    fn said<'a>(
+        &self,
+        parsed: &'a Parsed<'_>,
+        author: &'a Author<'a>,
+        text: &'a str,
+        is_action: bool,
+    ) -> Said<'a> {
         let (emotes, dropped) = text::emotes(parsed.tag("emotes").unwrap_or_default(), text);
         self.metrics.emote_ranges_dropped.inc_by(dropped);
         let holds = |role| author.roles.contains(&role);
@@ -206,7 +252,10 @@ impl Normalizer {
             is_vip: holds(Role::Vip),
             is_broadcaster: holds(Role::Broadcaster),
             color: parsed.tag("color").unwrap_or_default(),
-            bits: parsed.tag("bits").and_then(|bits| bits.parse().ok()).unwrap_or_default(),
+            bits: parsed
+                .tag("bits")
+                .and_then(|bits| bits.parse().ok())
+                .unwrap_or_default(),
             emotes,
             reply: reply(parsed),
             shared_chat: shared_chat(parsed),
@@ -215,8 +264,14 @@ impl Normalizer {
     }
 
     fn clear_chat(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
-        let duration_seconds = parsed.tag("ban-duration").and_then(|seconds| seconds.parse().ok());
-        let target_login = parsed.params.get(1).map(String::as_str).filter(|login| !login.is_empty());
+        let duration_seconds = parsed
+            .tag("ban-duration")
+            .and_then(|seconds| seconds.parse().ok());
+        let target_login = parsed
+            .params
+            .get(1)
+            .map(String::as_str)
+            .filter(|login| !login.is_empty());
         let target_user_id = parsed.tag("target-user-id");
         let action = match (target_login.or(target_user_id), duration_seconds) {
             (None, _) => ModerationAction::Clear,
@@ -225,8 +280,14 @@ impl Normalizer {
         };
         let target_message_id = None;
         let raw = raw(parsed);
-        let payload =
-            ModerationPayload { action, target_user_id, target_login, duration_seconds, target_message_id, raw };
+        let payload = ModerationPayload {
+            action,
+            target_user_id,
+            target_login,
+            duration_seconds,
+            target_message_id,
+            raw,
+        };
         self.event(EventType::ChatModeration, parsed, line, at, &payload)
     }
 
@@ -258,7 +319,8 @@ impl Normalizer {
             source: source(parsed)?,
             user: None,
             // The tags stand in it twice, in part.
-            payload: PayloadJson::write(payload, line.len() * 2 + 256).map_err(|_| "a payload that is no JSON")?,
+            payload: PayloadJson::write(payload, line.len() * 2 + 256)
+                .map_err(|_| "a payload that is no JSON")?,
         })
     }
 
@@ -296,15 +358,25 @@ fn content_key(parsed: &Parsed<'_>, line: &str) -> String {
 fn protocol(parsed: Parsed<'_>) -> Protocol {
     let nick = parsed.nick().map(str::to_owned);
     let msg_id = parsed.tag("msg-id").map(str::to_owned);
-    Protocol { command: parsed.command, params: parsed.params, nick, msg_id }
+    Protocol {
+        command: parsed.command,
+        params: parsed.params,
+        nick,
+        msg_id,
+    }
 }
 
 fn source(parsed: &Parsed<'_>) -> Result<SourceRef, &'static str> {
-    let channel = parsed.params.first().map(|channel| channel.trim_start_matches('#').to_lowercase());
+    let channel = parsed
+        .params
+        .first()
+        .map(|channel| channel.trim_start_matches('#').to_lowercase());
     match channel.filter(|channel| !channel.is_empty()) {
-        Some(channel) => {
-            Ok(SourceRef { platform: PLATFORM, channel, channel_id: parsed.tag("room-id").map(str::to_owned) })
-        }
+        Some(channel) => Ok(SourceRef {
+            platform: PLATFORM,
+            channel,
+            channel_id: parsed.tag("room-id").map(str::to_owned),
+        }),
         None => Err("no channel"),
     }
 }
@@ -331,7 +403,13 @@ impl<'a> Author<'a> {
             (None, None) => Cow::Borrowed(""),
         };
         let display_name = display_name.map_or_else(|| name.clone(), Cow::Borrowed);
-        Self { id: parsed.tag("user-id"), name, display_name, badges, roles }
+        Self {
+            id: parsed.tag("user-id"),
+            name,
+            display_name,
+            badges,
+            roles,
+        }
     }
 }
 
@@ -367,7 +445,11 @@ fn shared_chat<'a>(parsed: &'a Parsed<'_>) -> Option<SharedChat<'a>> {
     let source_room_id = parsed.tag("source-room-id");
     let source_message_id = parsed.tag("source-id");
     source_room_id.or(source_message_id)?;
-    Some(SharedChat { source_room_id, source_message_id, source_kind: parsed.tag("source-msg-id") })
+    Some(SharedChat {
+        source_room_id,
+        source_message_id,
+        source_kind: parsed.tag("source-msg-id"),
+    })
 }
 
 fn raw<'a>(parsed: &'a Parsed<'_>) -> Raw<'a> {
@@ -378,5 +460,8 @@ fn raw<'a>(parsed: &'a Parsed<'_>) -> Raw<'a> {
         size <= MOST_RAW_TAGS
     });
     let kept = fitting.count();
-    Raw { tags: Pairs(&all[..kept]), truncated: kept < all.len() }
+    Raw {
+        tags: Pairs(&all[..kept]),
+        truncated: kept < all.len(),
+    }
 }

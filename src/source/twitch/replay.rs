@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::normalize::{Normalizer, Reading, TakenIn};
 use super::lines::Lines;
+use super::normalize::{Normalizer, Reading, TakenIn};
 use crate::clock::Clock;
 use crate::envelope::receipt::Outcomes;
 use crate::envelope::{Origin, Receipt};
@@ -28,7 +28,11 @@ pub struct ReplayDoor {
 impl ReplayDoor {
     /// An open one.
     pub fn new(intake: Intake, normalizer: Normalizer, clock: Clock) -> Self {
-        Self { intake: Mutex::new(Some(intake)), normalizer, clock }
+        Self {
+            intake: Mutex::new(Some(intake)),
+            normalizer,
+            clock,
+        }
     }
 
     /// Lets go of the door; replays under way still hold it.
@@ -61,14 +65,22 @@ async fn feed(
     loop {
         lines.buffer().reserve(READ_BYTES);
         let read = input.read_buf(lines.buffer()).await?;
-        let taken_in = TakenIn { at: clock.now(), instant: Instant::now() };
-        while let Some(line) = lines.next_line().or_else(|| if read == 0 { lines.last_line() } else { None }) {
+        let taken_in = TakenIn {
+            at: clock.now(),
+            instant: Instant::now(),
+        };
+        while let Some(line) = lines
+            .next_line()
+            .or_else(|| if read == 0 { lines.last_line() } else { None })
+        {
             if let Reading::Draft(mut draft) = normalizer.read(line, taken_in) {
                 draft.slip = Some(receipt.slip());
                 drafts.push(*draft);
             }
             if drafts.len() == BATCH {
-                intake.offer(Origin::Replay, std::mem::take(&mut drafts), Patience::Unlimited).await;
+                intake
+                    .offer(Origin::Replay, std::mem::take(&mut drafts), Patience::Unlimited)
+                    .await;
             }
         }
         if read == 0 {

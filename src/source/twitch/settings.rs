@@ -19,7 +19,7 @@ pub struct TwitchArgs {
     /// Logins, with commas or white space between
     #[arg(long, env)]
     twitch_channels: Option<String>,
-    /// The account to read with, together with TWITCH_BOT_ACCESS_TOKEN; left out: anonymous
+    /// The account to read with, together with `TWITCH_BOT_ACCESS_TOKEN`; left out: anonymous
     #[arg(long, env)]
     twitch_bot_username: Option<String>,
     /// `ircs://host:port`, or `irc://host:port` without TLS
@@ -99,8 +99,14 @@ pub struct TwitchConfig {
 fn shown_account<S: serde::Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
     use serde::ser::SerializeMap as _;
     let mut map = serializer.serialize_map(Some(2))?;
-    map.serialize_entry("TWITCH_BOT_USERNAME", &account.as_ref().map(|account| &account.username))?;
-    map.serialize_entry("TWITCH_BOT_ACCESS_TOKEN", &account.as_ref().map(|account| &account.token))?;
+    map.serialize_entry(
+        "TWITCH_BOT_USERNAME",
+        &account.as_ref().map(|account| &account.username),
+    )?;
+    map.serialize_entry(
+        "TWITCH_BOT_ACCESS_TOKEN",
+        &account.as_ref().map(|account| &account.token),
+    )?;
     map.end()
 }
 
@@ -119,8 +125,9 @@ fn shared_chat(text: &str) -> Result<SharedChatMode, String> {
 impl TwitchArgs {
     /// Checks the settings.
     pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<TwitchConfig> {
-        let channels =
-            problems.parse_optional("TWITCH_CHANNELS", self.twitch_channels.as_ref(), channels).map(Option::unwrap_or_default);
+        let channels = problems
+            .parse_optional("TWITCH_CHANNELS", self.twitch_channels.as_ref(), channels)
+            .map(Option::unwrap_or_default);
         let enabled =
             problems.parse_optional("TWITCH_ENABLED", self.twitch_enabled.as_ref(), settings::boolean);
         let has_channels = channels.as_ref().is_none_or(|channels| !channels.is_empty());
@@ -129,7 +136,11 @@ impl TwitchArgs {
         }
         let account = self.account(environment, problems);
         let address = problems.parse("TWITCH_IRC_URL", &self.twitch_irc_url, irc_address);
-        let join_rate = problems.parse("TWITCH_JOIN_RATE", &self.twitch_join_rate, settings::count(1, 2_000));
+        let join_rate = problems.parse(
+            "TWITCH_JOIN_RATE",
+            &self.twitch_join_rate,
+            settings::count(1, 2_000),
+        );
         let shared_chat = problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat);
         let wait = settings::number(1, 3_600_000);
         let first = problems.parse("IRC_RECONNECT_INITIAL_MS", &self.irc_reconnect_initial_ms, &wait);
@@ -151,7 +162,8 @@ impl TwitchArgs {
 
     #[expect(clippy::option_option, reason = "anonymous and wrong are different things")]
     fn account(&self, environment: &Environment, problems: &mut Problems) -> Option<Option<Account>> {
-        let username = problems.parse_optional("TWITCH_BOT_USERNAME", self.twitch_bot_username.as_ref(), login)?;
+        let username =
+            problems.parse_optional("TWITCH_BOT_USERNAME", self.twitch_bot_username.as_ref(), login)?;
         let before = problems.lines().len();
         let token = environment.secret("TWITCH_BOT_ACCESS_TOKEN", problems);
         if problems.lines().len() > before {
@@ -164,11 +176,17 @@ impl TwitchArgs {
                 Some(Some(Account { username, token }))
             }
             (Some(_), None) => {
-                problems.add("TWITCH_BOT_USERNAME", "is set, but TWITCH_BOT_ACCESS_TOKEN is not; they go together");
+                problems.add(
+                    "TWITCH_BOT_USERNAME",
+                    "is set, but TWITCH_BOT_ACCESS_TOKEN is not; they go together",
+                );
                 None
             }
             (None, Some(_)) => {
-                problems.add("TWITCH_BOT_ACCESS_TOKEN", "is set, but TWITCH_BOT_USERNAME is not; they go together");
+                problems.add(
+                    "TWITCH_BOT_ACCESS_TOKEN",
+                    "is set, but TWITCH_BOT_USERNAME is not; they go together",
+                );
                 None
             }
         }
@@ -177,7 +195,10 @@ impl TwitchArgs {
 
 fn channels(text: &str) -> Result<Vec<String>, String> {
     let mut channels = Vec::new();
-    for name in text.split([',', ' ', '\t', '\r', '\n']).filter(|name| !name.is_empty()) {
+    for name in text
+        .split([',', ' ', '\t', '\r', '\n'])
+        .filter(|name| !name.is_empty())
+    {
         let channel = login(name)?;
         if !channels.contains(&channel) {
             channels.push(channel);
@@ -189,7 +210,9 @@ fn channels(text: &str) -> Result<Vec<String>, String> {
 /// A login: letters, digits and `_`, which is also what keeps a JOIN one line.
 fn login(text: &str) -> Result<String, String> {
     let login = text.strip_prefix('#').unwrap_or(text).to_lowercase();
-    let is_plain = login.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_plain = login
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if login.is_empty() || login.len() > 64 || !is_plain {
         return Err(format!("{text:?} is no login of Twitch"));
     }
@@ -197,7 +220,12 @@ fn login(text: &str) -> Result<String, String> {
 }
 
 fn irc_address(text: &str) -> Result<IrcAddress, String> {
-    let wrong = || format!("{:?} is no address such as ircs://host:6697 or irc://host:6667", without_user_info(text));
+    let wrong = || {
+        format!(
+            "{:?} is no address such as ircs://host:6697 or irc://host:6667",
+            without_user_info(text)
+        )
+    };
     let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
     let tls = match scheme {
         "ircs" => true,
@@ -210,7 +238,11 @@ fn irc_address(text: &str) -> Result<IrcAddress, String> {
     if host.is_empty() || host.contains(['/', '@']) {
         return Err(wrong());
     }
-    Ok(IrcAddress { tls, host: host.to_owned(), port })
+    Ok(IrcAddress {
+        tls,
+        host: host.to_owned(),
+        port,
+    })
 }
 
 #[cfg(test)]
@@ -227,11 +259,18 @@ mod tests {
     fn check(flags: &[&str], environment: &[(&str, &str)]) -> Result<TwitchConfig, Vec<String>> {
         let arguments = std::iter::once("inlet").chain(flags.iter().copied());
         let command = Command::try_parse_from(arguments).unwrap();
-        let environment =
-            Environment::new(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let environment = Environment::new(
+            environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
         let mut problems = Problems::default();
         let config = command.twitch.check(&environment, &mut problems);
-        if problems.lines().is_empty() { Ok(config.unwrap()) } else { Err(problems.lines().to_vec()) }
+        if problems.lines().is_empty() {
+            Ok(config.unwrap())
+        } else {
+            Err(problems.lines().to_vec())
+        }
     }
 
     #[test]
@@ -243,37 +282,71 @@ mod tests {
         let none = check(&["--twitch-channels", ""], &[]).unwrap();
         assert!(!none.enabled && none.channels.is_empty());
         assert!(check(&["--twitch-enabled", "true"], &[]).is_err());
-        assert!(!check(&["--twitch-enabled", "false", "--twitch-channels", "a"], &[]).unwrap().enabled);
+        assert!(
+            !check(&["--twitch-enabled", "false", "--twitch-channels", "a"], &[])
+                .unwrap()
+                .enabled
+        );
     }
 
     #[test]
     fn username_and_token_go_together_and_the_prefix_does_not_matter() {
         let both = |token| {
-            check(&["--twitch-bot-username", "Bot"], &[("TWITCH_BOT_ACCESS_TOKEN", token)]).unwrap().account.unwrap()
+            check(
+                &["--twitch-bot-username", "Bot"],
+                &[("TWITCH_BOT_ACCESS_TOKEN", token)],
+            )
+            .unwrap()
+            .account
+            .unwrap()
         };
         for token in ["secret", "oauth:secret"] {
             let account = both(token);
-            assert_eq!((account.username.as_str(), account.token.expose()), ("bot", "secret"));
+            assert_eq!(
+                (account.username.as_str(), account.token.expose()),
+                ("bot", "secret")
+            );
         }
         assert!(check(&["--twitch-bot-username", "bot"], &[]).is_err());
         assert!(check(&[], &[("TWITCH_BOT_ACCESS_TOKEN", "x")]).is_err());
-        let shown = serde_json::to_string(&check(&["--twitch-bot-username", "bot"], &[("TWITCH_BOT_ACCESS_TOKEN", "hush")]).unwrap());
+        let shown = serde_json::to_string(
+            &check(
+                &["--twitch-bot-username", "bot"],
+                &[("TWITCH_BOT_ACCESS_TOKEN", "hush")],
+            )
+            .unwrap(),
+        );
         assert!(!shown.unwrap().contains("hush"));
     }
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let flags =
-            ["--twitch-irc-url", "http://x", "--twitch-join-rate", "20.5", "--irc-reconnect-initial-ms", "99999"];
+        let flags = [
+            "--twitch-irc-url",
+            "http://x",
+            "--twitch-join-rate",
+            "20.5",
+            "--irc-reconnect-initial-ms",
+            "99999",
+        ];
         assert_eq!(check(&flags, &[]).unwrap_err().len(), 3);
     }
 
     #[test]
     fn addresses_of_irc() {
         let address = |text| irc_address(text).map(|address| (address.tls, address.host, address.port));
-        assert_eq!(address("irc://127.0.0.1:6667"), Ok((false, "127.0.0.1".to_owned(), 6667)));
+        assert_eq!(
+            address("irc://127.0.0.1:6667"),
+            Ok((false, "127.0.0.1".to_owned(), 6667))
+        );
         assert_eq!(address("ircs://[::1]:6697/"), Ok((true, "::1".to_owned(), 6697)));
-        for bad in ["irc://host", "host:1", "irc://:1", "irc://u:p@h:1", "irc://h:99999"] {
+        for bad in [
+            "irc://host",
+            "host:1",
+            "irc://:1",
+            "irc://u:p@h:1",
+            "irc://h:99999",
+        ] {
             let error = address(bad).unwrap_err();
             assert!(!error.contains("u:p"), "{error}");
         }
