@@ -138,13 +138,7 @@ impl PathArgs {
         let publish = self.publish.check(problems);
         let bus = self.bus.check(environment, problems);
         let tls = self.tls.check(problems);
-        Some(PathConfig {
-            twitch: twitch?,
-            intake: intake?,
-            publish: publish?,
-            bus: bus?,
-            tls: tls?,
-        })
+        Some(PathConfig { twitch: twitch?, intake: intake?, publish: publish?, bus: bus?, tls: tls? })
     }
 }
 
@@ -272,17 +266,10 @@ impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
         let address = SocketAddr::new(config.http.address, config.http.port);
-        let listening = TcpListener::bind(address)
-            .await
-            .map_err(|source| AppError::Listen { address, source })?;
-        let address = listening
-            .local_addr()
-            .map_err(|source| AppError::Listen { address, source })?;
-        let holder = format!(
-            "inlet serve, process {}, port {}",
-            std::process::id(),
-            address.port()
-        );
+        let listening =
+            TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })?;
+        let address = listening.local_addr().map_err(|source| AppError::Listen { address, source })?;
+        let holder = format!("inlet serve, process {}, port {}", std::process::id(), address.port());
         let data_dir = DataDir::take(&config.data_dir, &holder)?;
         say_hello(&config, address);
         let registry = new_registry()?;
@@ -292,17 +279,10 @@ impl App {
         let (intake, spine) = lay_path(path, &bus, &pipeline_metrics, &clock);
 
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
-        let status = Arc::new(TwitchStatus::new(
-            path.twitch.enabled,
-            Arc::clone(&twitch_metrics),
-            clock.clone(),
-        ));
+        let status =
+            Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
-        let replay = Arc::new(ReplayDoor::new(
-            intake.clone(),
-            normalizer(Origin::Replay),
-            clock.clone(),
-        ));
+        let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
 
         let mut tasks = Tasks::new();
         let stop = watch::Sender::new(false);
@@ -330,10 +310,7 @@ impl App {
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
-            parts: Parts::new(vec![
-                Arc::clone(&status) as _,
-                Arc::new(BusPart(Arc::clone(&bus))),
-            ]),
+            parts: Parts::new(vec![Arc::clone(&status) as _, Arc::new(BusPart(Arc::clone(&bus)))]),
             twitch: status,
             pipeline: Arc::clone(&pipeline_metrics),
             bus,
@@ -385,11 +362,7 @@ impl App {
         });
         let is_settled = is_settled.await.is_ok();
         self.close_http.send_replace(true);
-        let rest = timeout_at(
-            deadline.max(Instant::now() + AFTER_GRACE),
-            self.tasks.join("http"),
-        )
-        .await;
+        let rest = timeout_at(deadline.max(Instant::now() + AFTER_GRACE), self.tasks.join("http")).await;
         if rest.is_err() {
             tracing::debug!("a request was cut off at the end");
         }
@@ -406,10 +379,8 @@ impl App {
 fn new_registry() -> prometheus::Result<Registry> {
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
-    let build = IntGaugeVec::new(
-        Opts::new("build_info", "1, with the version").namespace("inlet"),
-        &["version"],
-    )?;
+    let build =
+        IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
     Ok(registry)
@@ -422,11 +393,7 @@ fn say_hello(config: &AppConfig, address: SocketAddr) {
     } else {
         "none".to_owned()
     };
-    let host = if address.ip().is_unspecified() {
-        "localhost".to_owned()
-    } else {
-        address.ip().to_string()
-    };
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
     let (version, driver) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
     tracing::info!(
         "inlet {version}: sources {sources}, bus {driver}, store none, http://{host}:{}",

@@ -418,29 +418,22 @@ impl BusArgs {
                 _ => Err(format!("{text:?} is neither nats nor embedded")),
             },
         );
-        let max_age = problems.parse(
-            "NATS_STREAM_MAX_AGE",
-            &self.nats_stream_max_age,
-            settings::positive_duration,
-        );
-        let max_bytes = problems.parse_optional(
-            "NATS_STREAM_MAX_BYTES",
-            self.nats_stream_max_bytes.as_ref(),
-            |text| match settings::bytes(text)? {
-                enough if enough >= 1 << 20 => Ok(enough),
-                _ => Err("must be at least 1MiB".to_owned()),
-            },
-        );
+        let max_age =
+            problems.parse("NATS_STREAM_MAX_AGE", &self.nats_stream_max_age, settings::positive_duration);
+        let max_bytes =
+            problems.parse_optional("NATS_STREAM_MAX_BYTES", self.nats_stream_max_bytes.as_ref(), |text| {
+                match settings::bytes(text)? {
+                    enough if enough >= 1 << 20 => Ok(enough),
+                    _ => Err("must be at least 1MiB".to_owned()),
+                }
+            });
         let subjects = SubjectTemplate::new(self.bus_prefix.trim(), self.publish_subject.trim())
             .map_err(|error| problems.add("BUS_PREFIX, PUBLISH_SUBJECT", error))
             .ok();
         let driver = driver?.unwrap_or(if has_url { Driver::Nats } else { Driver::Embedded });
         Some(BusConfig {
             driver,
-            retention: Retention {
-                max_age: max_age?,
-                max_bytes: max_bytes?,
-            },
+            retention: Retention { max_age: max_age?, max_bytes: max_bytes? },
             prefix: self.bus_prefix.trim().to_owned(),
             subject: self.publish_subject.trim().to_owned(),
             subjects: subjects?,
@@ -464,9 +457,6 @@ mod tests {
     #[test]
     fn the_trace_is_the_events_id() {
         let id = MessageId::of_event(event_id("twitch:885196de-cb67-427a-baa8-82f9b0fcd05f"));
-        assert_eq!(
-            traceparent(id),
-            "00-708dd32c85be515f817a9491a23cd8ae-817a9491a23cd8ae-01"
-        );
+        assert_eq!(traceparent(id), "00-708dd32c85be515f817a9491a23cd8ae-817a9491a23cd8ae-01");
     }
 }

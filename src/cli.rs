@@ -79,11 +79,7 @@ impl Failure {
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
         let text = with_causes(&error);
-        if error.is_configuration() {
-            Self::Configuration(text)
-        } else {
-            Self::Failed(text)
-        }
+        if error.is_configuration() { Self::Configuration(text) } else { Self::Failed(text) }
     }
 }
 
@@ -107,10 +103,7 @@ pub fn main() -> ExitCode {
     }));
     // Names of variables are shown in --help, their values never.
     let command = Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
-    let cli = match command
-        .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-    {
+    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -159,10 +152,7 @@ fn checked<T>(check: impl FnOnce(&mut Problems) -> Option<T>) -> Result<T, Failu
     let value = check(&mut problems);
     match value {
         Some(value) if problems.lines().is_empty() => Ok(value),
-        _ => Err(Failure::Configuration(format!(
-            "bad settings\n  {}",
-            problems.lines().join("\n  ")
-        ))),
+        _ => Err(Failure::Configuration(format!("bad settings\n  {}", problems.lines().join("\n  ")))),
     }
 }
 

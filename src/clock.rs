@@ -20,9 +20,7 @@ impl Clock {
 
     /// A clock that stands still at `start` until it is moved.
     pub fn by_hand(start: Timestamp) -> Self {
-        Self {
-            by_hand: Some(Arc::new(AtomicI64::new(start.as_millisecond()))),
-        }
+        Self { by_hand: Some(Arc::new(AtomicI64::new(start.as_millisecond()))) }
     }
 
     /// Moves a clock made by [`Clock::by_hand`]; the system's clock does not move.
@@ -43,10 +41,7 @@ impl Clock {
 }
 
 /// Unix time in milliseconds, from the system.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place that reads the system's clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
 pub fn system_milliseconds() -> i64 {
     Timestamp::now().as_millisecond()
 }

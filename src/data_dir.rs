@@ -40,10 +40,7 @@ pub struct DataDir {
 impl DataDir {
     /// Takes the folder, making it if need be. `holder` is what another process that wants it is told.
     pub fn take(path: &Path, holder: &str) -> Result<Self, DataDirError> {
-        let unusable = |source| DataDirError::Unusable {
-            path: path.to_owned(),
-            source,
-        };
+        let unusable = |source| DataDirError::Unusable { path: path.to_owned(), source };
         std::fs::create_dir_all(path).map_err(unusable)?;
         let mut lock = OpenOptions::new()
             .read(true)
@@ -57,22 +54,12 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 lock.read_to_string(&mut holder).map_err(unusable)?;
-                let holder = if holder.is_empty() {
-                    "another process".to_owned()
-                } else {
-                    holder
-                };
-                return Err(DataDirError::Held {
-                    path: path.to_owned(),
-                    holder,
-                });
+                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+                return Err(DataDirError::Held { path: path.to_owned(), holder });
             }
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
-        let mut this = Self {
-            path: path.to_owned(),
-            lock,
-        };
+        let mut this = Self { path: path.to_owned(), lock };
         this.say(holder).map_err(unusable)?;
         Ok(this)
     }
@@ -109,9 +96,6 @@ mod tests {
     #[test]
     fn a_file_in_its_place_is_said() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(
-            DataDir::take(file.path(), "x"),
-            Err(DataDirError::Unusable { .. })
-        ));
+        assert!(matches!(DataDir::take(file.path(), "x"), Err(DataDirError::Unusable { .. })));
     }
 }

@@ -69,25 +69,16 @@ impl HttpArgs {
     pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<HttpConfig> {
         let port = self.check_port(problems);
         let address = problems.parse("BIND_ADDR", &self.bind_addr, |text| {
-            text.parse::<IpAddr>()
-                .map_err(|_| format!("{text:?} is no IP address"))
+            text.parse::<IpAddr>().map_err(|_| format!("{text:?} is no IP address"))
         });
-        let clients = problems.parse(
-            "STREAM_MAX_CLIENTS",
-            &self.stream_max_clients,
-            settings::count(0, 10_000),
-        );
+        let clients =
+            problems.parse("STREAM_MAX_CLIENTS", &self.stream_max_clients, settings::count(0, 10_000));
         let before = problems.lines().len();
         let admin_token = environment.secret("ADMIN_TOKEN", problems);
         if problems.lines().len() > before {
             return None;
         }
-        Some(HttpConfig {
-            port: port?,
-            address: address?,
-            admin_token,
-            stream_max_clients: clients?,
-        })
+        Some(HttpConfig { port: port?, address: address?, admin_token, stream_max_clients: clients? })
     }
 
     /// The port alone, for commands that talk to the service.
@@ -147,9 +138,7 @@ pub async fn serve(
     });
     let service = router(&server).into_make_service_with_connect_info::<SocketAddr>();
     let closed = async move { drop(closing.wait_for(|closing| *closing).await) };
-    axum::serve(listener, service)
-        .with_graceful_shutdown(closed)
-        .await
+    axum::serve(listener, service).with_graceful_shutdown(closed).await
 }
 
 fn router(server: &Arc<Server>) -> Router {

@@ -17,12 +17,13 @@ pub use intake::{Door, Intake, IntakeArgs, IntakeConfig, Offered, Patience, open
 pub use metrics::PipelineMetrics;
 pub use publish::{Publish, PublishArgs, PublishConfig};
 
-/// Carries events from the door to the stream, until the door is closed and everything is settled.
+/// Carries events from the door to the stream, until the door is closed and everything is settled, or the bus is
+/// gone for good: then this ends early, and its owner stops the service.
 pub async fn run(mut door: Door, enrich: Enrich, mut publish: Publish) {
     let mut is_open = true;
     loop {
         publish.send_what_may_go().await;
-        if !is_open && publish.is_settled() {
+        if publish.is_bus_gone() || !is_open && publish.is_settled() {
             return;
         }
         tokio::select! {

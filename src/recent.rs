@@ -33,21 +33,12 @@ struct Generation<V> {
 impl<V: Copy> Recent<V> {
     /// Remembers for `span`, and at most `most` ids.
     pub fn new(span: Duration, most: usize) -> Self {
-        Self {
-            generations: VecDeque::new(),
-            span,
-            most: most.max(1),
-            len: 0,
-            evicted_early: 0,
-        }
+        Self { generations: VecDeque::new(), span, most: most.max(1), len: 0, evicted_early: 0 }
     }
 
     /// What belongs to `id`, if it is remembered.
     pub fn get(&self, id: u128) -> Option<V> {
-        self.generations
-            .iter()
-            .rev()
-            .find_map(|generation| generation.ids.get(&id).copied())
+        self.generations.iter().rev().find_map(|generation| generation.ids.get(&id).copied())
     }
 
     /// Remembers `id` as of `now`, if it is not remembered already; returns what it already had.
@@ -66,18 +57,11 @@ impl<V: Copy> Recent<V> {
     /// Forgets what is older than the span.
     pub fn forget_old(&mut self, now: Timestamp) {
         // A generation is as old as its youngest id: the opening of the next one.
-        while self
-            .generations
-            .get(1)
-            .is_some_and(|next| age(next.opened, now) > self.span)
-        {
+        while self.generations.get(1).is_some_and(|next| age(next.opened, now) > self.span) {
             self.drop_oldest();
         }
         if self.generations.len() == 1
-            && self
-                .generations
-                .front()
-                .is_some_and(|g| age(g.opened, now) > self.span * 2)
+            && self.generations.front().is_some_and(|g| age(g.opened, now) > self.span * 2)
         {
             self.drop_oldest();
         }
@@ -106,10 +90,7 @@ impl<V: Copy> Recent<V> {
         });
         if is_due {
             self.forget_old(now);
-            self.generations.push_back(Generation {
-                opened: now,
-                ids: HashMap::default(),
-            });
+            self.generations.push_back(Generation { opened: now, ids: HashMap::default() });
         }
         while self.len >= self.most {
             self.evicted_early += self.drop_oldest() as u64;
@@ -117,10 +98,7 @@ impl<V: Copy> Recent<V> {
     }
 
     fn drop_oldest(&mut self) -> usize {
-        let dropped = self
-            .generations
-            .pop_front()
-            .map_or(0, |generation| generation.ids.len());
+        let dropped = self.generations.pop_front().map_or(0, |generation| generation.ids.len());
         self.len -= dropped;
         dropped
     }
@@ -169,10 +147,7 @@ mod tests {
             let id = u128::try_from(second).unwrap();
             assert_eq!(recent.insert(id, second, at(second)), None);
             for back in 0..=80.min(second) {
-                assert_eq!(
-                    recent.get(u128::try_from(second - back).unwrap()),
-                    Some(second - back)
-                );
+                assert_eq!(recent.get(u128::try_from(second - back).unwrap()), Some(second - back));
             }
             assert!(recent.len() <= 80 + 22, "{}", recent.len());
         }

@@ -34,10 +34,7 @@ impl Backoff {
 
     /// The next wait. The series never ends: whoever waits decides when to give up.
     pub fn next_wait(&mut self) -> Duration {
-        self.series
-            .next_backoff()
-            .unwrap_or(self.longest)
-            .min(self.longest)
+        self.series.next_backoff().unwrap_or(self.longest).min(self.longest)
     }
 
     /// What was tried worked: the next wait is the first one again.
@@ -84,9 +81,6 @@ mod tests {
             tokio::time::sleep(backoff.next_wait()).await;
         }
         let spent = start.elapsed();
-        assert!(
-            spent > Duration::from_secs(20) && spent < Duration::from_mins(1),
-            "{spent:?}"
-        );
+        assert!(spent > Duration::from_secs(20) && spent < Duration::from_mins(1), "{spent:?}");
     }
 }

@@ -71,10 +71,7 @@ impl Environment {
 
     /// The variable's value; an empty one counts as unset.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .get(name)
-            .map(|value| value.trim())
-            .filter(|value| !value.is_empty())
+        self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
     /// A secret: `NAME` itself or the contents of the file that `NAME_FILE` names (white space at its ends
@@ -103,22 +100,22 @@ impl Environment {
     }
 }
 
-/// A duration with its unit: `250ms`, `2s`, `10m`, `72h`.
+/// Longer than anything here lasts, and short enough to be added to any time.
+const LONGEST_DURATION: Duration = Duration::from_hours(24 * 3650);
+
+/// A duration with its unit: `250ms`, `2s`, `10m`, `72h`; at most ten years.
 pub fn duration(text: &str) -> Result<Duration, String> {
     text.parse::<jiff::SignedDuration>()
         .ok()
         .and_then(|signed| Duration::try_from(signed).ok())
+        .filter(|duration| *duration <= LONGEST_DURATION)
         .ok_or_else(|| format!("{text:?} is no duration such as 250ms, 2s, 10m or 72h"))
 }
 
 /// As [`duration`], but not zero.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     let value = duration(text)?;
-    if value.is_zero() {
-        Err("must be longer than zero".to_owned())
-    } else {
-        Ok(value)
-    }
+    if value.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(value) }
 }
 
 /// Writes a duration as settings have it, for `/_debug/config`.
@@ -163,8 +160,7 @@ pub fn readable_file(text: &str) -> Result<PathBuf, String> {
 
 /// `true` or `false`.
 pub fn boolean(text: &str) -> Result<bool, String> {
-    text.parse()
-        .map_err(|_| format!("{text:?} is neither true nor false"))
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
 #[cfg(test)]
@@ -175,6 +171,7 @@ mod tests {
     fn values_parse_or_say_what_they_should_be() {
         assert_eq!(duration("400ms"), Ok(Duration::from_millis(400)));
         assert_eq!(duration("72h"), Ok(Duration::from_hours(72)));
+        assert!(duration("999999999h").is_err());
         assert!(duration("2").is_err() && duration("-2s").is_err() && duration("soon").is_err());
         assert!(positive_duration("0s").is_err());
         assert_eq!(bytes("10GiB"), Ok(10 << 30));
@@ -205,33 +202,16 @@ mod tests {
         let path = file.path().to_str().unwrap().to_owned();
         let mut problems = Problems::default();
         let environment = |pairs: &[(&str, &str)]| {
-            Environment::new(
-                pairs
-                    .iter()
-                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-            )
+            Environment::new(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
         };
         let both = environment(&[("T", "a"), ("T_FILE", &path)]);
         assert!(both.secret("T", &mut problems).is_none() && problems.lines().len() == 1);
         assert_eq!(
-            environment(&[("T_FILE", &path)])
-                .secret("T", &mut problems)
-                .unwrap()
-                .expose(),
+            environment(&[("T_FILE", &path)]).secret("T", &mut problems).unwrap().expose(),
             "from file"
         );
-        assert_eq!(
-            environment(&[("T", " a ")])
-                .secret("T", &mut problems)
-                .unwrap()
-                .expose(),
-            "a"
-        );
-        assert!(
-            environment(&[("T_FILE", "/no/such")])
-                .secret("T", &mut problems)
-                .is_none()
-        );
+        assert_eq!(environment(&[("T", " a ")]).secret("T", &mut problems).unwrap().expose(), "a");
+        assert!(environment(&[("T_FILE", "/no/such")]).secret("T", &mut problems).is_none());
         assert_eq!(problems.lines().len(), 2);
     }
 }

@@ -70,12 +70,7 @@ impl Simulator {
             ignore_joins: config.ignore_joins.into_iter().collect::<BTreeSet<_>>(),
         };
         let ping_every = config.ping_every.max(Duration::from_millis(1));
-        let service = server::Service {
-            hub: Arc::clone(&hub),
-            policy,
-            tls: acceptor,
-            ping_every,
-        };
+        let service = server::Service { hub: Arc::clone(&hub), policy, tls: acceptor, ping_every };
         tasks.spawn(server::serve(listener, Arc::new(service), stop.subscribe()));
         let pump = pump::Pump {
             feed,
@@ -91,14 +86,7 @@ impl Simulator {
                 tracing::error!(%error, "the file to replay cannot be read on");
             }
         });
-        Ok(Self {
-            hub,
-            addr,
-            ca_pem,
-            notes,
-            stop,
-            tasks,
-        })
+        Ok(Self { hub, addr, ca_pem, notes, stop, tasks })
     }
 
     /// Where it listens.
@@ -148,22 +136,12 @@ impl Simulator {
 fn feed(config: &SimConfig) -> Result<pump::Feed, SimError> {
     let Some(path) = &config.replay else {
         let (channels, users) = (&config.channels, config.users);
-        let plan = chat::ChatPlan {
-            channels,
-            users,
-            zipf: config.zipf,
-            seed: config.seed,
-        };
+        let plan = chat::ChatPlan { channels, users, zipf: config.zipf, seed: config.seed };
         return Ok(pump::Feed::Chat(Box::new(chat::Chat::new(&plan))));
     };
     let replay = replay::Replay::open(path, &config.channels, config.seed);
-    let replay = replay.map_err(|source| SimError::File {
-        path: path.clone(),
-        source,
-    })?;
-    Ok(pump::Feed::Replay(Box::new(
-        replay.keep_ids(config.keep_ids).again(config.count.is_some()),
-    )))
+    let replay = replay.map_err(|source| SimError::File { path: path.clone(), source })?;
+    Ok(pump::Feed::Replay(Box::new(replay.keep_ids(config.keep_ids).again(config.count.is_some()))))
 }
 
 async fn open_log(
@@ -176,10 +154,7 @@ async fn open_log(
     let path = config.sent_file.as_deref();
     let log = sent::SentLog::open(path, config.sent_kept)
         .await
-        .map_err(|source| SimError::File {
-            path: config.sent_file.clone().unwrap_or_default(),
-            source,
-        })?;
+        .map_err(|source| SimError::File { path: config.sent_file.clone().unwrap_or_default(), source })?;
     let (notes, inbox) = mpsc::channel(LOG_BATCHES);
     tasks.spawn(async move {
         if let Err(error) = log.run(inbox).await {

@@ -29,20 +29,13 @@ impl Parts {
 
     /// Names of the parts that the service waits for; empty when it is ready.
     pub fn waiting_for(&self) -> Vec<&'static str> {
-        self.0
-            .iter()
-            .filter(|part| part.is_waited_for())
-            .map(|part| part.name())
-            .collect()
+        self.0.iter().filter(|part| part.is_waited_for()).map(|part| part.name()).collect()
     }
 
     /// Every part's description under its name.
     pub fn describe(&self) -> Value {
         Value::Object(
-            self.0
-                .iter()
-                .map(|part| (part.name().to_owned(), part.describe()))
-                .collect::<Map<_, _>>(),
+            self.0.iter().map(|part| (part.name().to_owned(), part.describe())).collect::<Map<_, _>>(),
         )
     }
 }

@@ -84,16 +84,7 @@ mod tests {
         tasks.spawn("loud", async { panic!("on purpose") });
         let mut ends = vec![tasks.next_end().await.unwrap(), tasks.next_end().await.unwrap()];
         ends.sort_by_key(|end| end.name);
-        let expected = [
-            Ended {
-                name: "loud",
-                panicked: true,
-            },
-            Ended {
-                name: "quiet",
-                panicked: false,
-            },
-        ];
+        let expected = [Ended { name: "loud", panicked: true }, Ended { name: "quiet", panicked: false }];
         assert_eq!(ends, expected);
         assert!(tasks.next_end().await.is_none() && tasks.is_empty());
     }

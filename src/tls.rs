@@ -25,10 +25,7 @@ pub enum TlsError {
 /// Makes aws-lc-rs the process's provider, for libraries that ask for the default one. Harmless when called
 /// twice.
 pub fn install_provider() {
-    if rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .is_err()
-    {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was installed before");
     }
 }
@@ -60,11 +57,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
         let certificate = certificate.map_err(|error| TlsError::CaFile(error.to_string()))?;
         roots.add(certificate)?;
     }
-    if roots.is_empty() {
-        Err(TlsError::CaFile("it holds no certificate".to_owned()))
-    } else {
-        Ok(())
-    }
+    if roots.is_empty() { Err(TlsError::CaFile("it holds no certificate".to_owned())) } else { Ok(()) }
 }
 
 /// Settings of TLS.
@@ -87,11 +80,8 @@ pub struct TlsConfig {
 impl TlsArgs {
     /// Checks the settings.
     pub fn check(&self, problems: &mut crate::settings::Problems) -> Option<TlsConfig> {
-        let ca_file = problems.parse_optional(
-            "TLS_CA_FILE",
-            self.tls_ca_file.as_ref(),
-            crate::settings::readable_file,
-        );
+        let ca_file =
+            problems.parse_optional("TLS_CA_FILE", self.tls_ca_file.as_ref(), crate::settings::readable_file);
         Some(TlsConfig { ca_file: ca_file? })
     }
 }

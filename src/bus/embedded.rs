@@ -106,12 +106,7 @@ impl EmbeddedBus {
             largest_message: LARGEST_MESSAGE,
         };
         let (state, _) = watch::channel(BusState::Up);
-        Ok(Arc::new(Self {
-            file: Arc::new(file),
-            info,
-            subjects,
-            state,
-        }))
+        Ok(Arc::new(Self { file: Arc::new(file), info, subjects, state }))
     }
 }
 
@@ -123,17 +118,11 @@ impl Bus for EmbeddedBus {
     fn open_lane(&self, window: usize) -> Lane {
         let (messages, inbox) = mpsc::channel(window);
         let (outbox, settled) = mpsc::channel(window);
-        let writer = Writer {
-            file: Arc::clone(&self.file),
-            state: self.state.clone(),
-            inbox,
-            outbox,
-        };
+        let writer = Writer { file: Arc::clone(&self.file), state: self.state.clone(), inbox, outbox };
         let runtime = Handle::current();
         // A thread of its own: a commit waits for the disk. It ends when the lane's sender is gone.
-        let started = std::thread::Builder::new()
-            .name("stream-writer".into())
-            .spawn(move || writer.run(&runtime));
+        let started =
+            std::thread::Builder::new().name("stream-writer".into()).spawn(move || writer.run(&runtime));
         if let Err(error) = started {
             tracing::error!(error = %error, "the stream's writer could not be started");
             self.state.send_replace(BusState::Away(error.to_string()));
@@ -147,14 +136,7 @@ impl Bus for EmbeddedBus {
         async move {
             let position = read(Arc::clone(&file), move |file| file.position_of(start)).await?;
             let head = file.head();
-            let reader = Reader {
-                file,
-                subjects,
-                position,
-                content,
-                head,
-                is_first: true,
-            };
+            let reader = Reader { file, subjects, position, content, head, is_first: true };
             Ok(Box::pin(stream::try_unfold(reader, Reader::next)) as Follower)
         }
         .boxed()
@@ -170,9 +152,7 @@ async fn read<T: Send + 'static>(
     file: Arc<StreamFile>,
     work: impl FnOnce(&StreamFile) -> Result<T, EmbeddedError> + Send + 'static,
 ) -> Result<T, EmbeddedError> {
-    tokio::task::spawn_blocking(move || work(&file))
-        .await
-        .map_err(|_| EmbeddedError::Ended)?
+    tokio::task::spawn_blocking(move || work(&file)).await.map_err(|_| EmbeddedError::Ended)?
 }
 
 struct Writer {
@@ -212,28 +192,19 @@ impl Writer {
         });
         let mut settled: Vec<_> = too_large
             .iter()
-            .map(|numbered| Settled {
-                number: numbered.number,
-                outcome: Err(Refusal::TooLarge),
-            })
+            .map(|numbered| Settled { number: numbered.number, outcome: Err(Refusal::TooLarge) })
             .collect();
         let messages: Vec<_> = fitting.iter().map(|numbered| numbered.message.as_ref()).collect();
         let answers = fitting.iter().map(|numbered| numbered.number);
         match self.file.append(&messages) {
             Ok(acks) => {
                 self.say(BusState::Up);
-                settled.extend(answers.zip(acks).map(|(number, ack)| Settled {
-                    number,
-                    outcome: Ok(ack),
-                }));
+                settled.extend(answers.zip(acks).map(|(number, ack)| Settled { number, outcome: Ok(ack) }));
             }
             Err(error) => {
                 self.say(BusState::Away(with_causes(&error)));
                 let refusal = Refusal::Transient(TransientCause::Unavailable);
-                settled.extend(answers.map(|number| Settled {
-                    number,
-                    outcome: Err(refusal),
-                }));
+                settled.extend(answers.map(|number| Settled { number, outcome: Err(refusal) }));
             }
         }
         settled
@@ -277,9 +248,7 @@ impl Reader {
         let (position, content) = (self.position, self.content);
         let (mut batch, next) =
             read(Arc::clone(&self.file), move |file| file.read(position, content)).await?;
-        batch
-            .messages
-            .retain(|stored| self.subjects.owns(&stored.subject));
+        batch.messages.retain(|stored| self.subjects.owns(&stored.subject));
         self.position = next;
         Ok(Some((batch, self)))
     }

@@ -32,6 +32,10 @@ use session::{Session, gone};
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
+/// How often the stream is looked at while all seems well: it may be deleted or changed by somebody else, and a
+/// publisher may hear nothing of it.
+const CHECK_PERIOD: Duration = Duration::from_secs(15);
+
 /// Settings of NATS.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "NATS")]
@@ -97,9 +101,7 @@ impl JetStreamArgs {
     #[expect(clippy::option_option, reason = "left out and wrong are different things")]
     pub fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<JetStreamConfig>> {
         let urls = problems.parse_optional("NATS_URL", self.nats_url.as_ref(), |text| {
-            text.split(',')
-                .map(|url| session::checked_url(url.trim()))
-                .collect::<Result<Vec<_>, _>>()
+            text.split(',').map(|url| session::checked_url(url.trim())).collect::<Result<Vec<_>, _>>()
         });
         let secret_in = |text: &str| match std::fs::read_to_string(text) {
             Ok(secret) => Ok(Secret::new(secret.trim())),
@@ -120,11 +122,8 @@ impl JetStreamArgs {
             settings::readable_file,
         );
         let stream = problems.parse_optional("NATS_STREAM", self.nats_stream.as_ref(), stream_name);
-        let replicas = problems.parse(
-            "NATS_STREAM_REPLICAS",
-            &self.nats_stream_replicas,
-            settings::count(1, 5),
-        );
+        let replicas =
+            problems.parse("NATS_STREAM_REPLICAS", &self.nats_stream_replicas, settings::count(1, 5));
         let (certificate, certificate_key) = (certificate?, certificate_key?);
         if certificate.is_some() != certificate_key.is_some() {
             problems.add("NATS_TLS_CERT_FILE", "and NATS_TLS_KEY_FILE go together");
@@ -207,10 +206,7 @@ impl JetStreamBus {
         let connector = session::Connector::new(config, tls.clone(), window);
         let mut tasks = Tasks::new();
         tasks.spawn("nats connection", keep_connected(Arc::clone(&shared), connector));
-        Arc::new(Self {
-            shared,
-            tasks: Mutex::new(tasks),
-        })
+        Arc::new(Self { shared, tasks: Mutex::new(tasks) })
     }
 }
 
@@ -223,10 +219,7 @@ impl Bus for JetStreamBus {
         let (messages, inbox) = mpsc::channel(window);
         let (outbox, settled) = mpsc::channel(window);
         let lane = lane::LaneEnd::new(Arc::clone(&self.shared), inbox, outbox);
-        self.tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .spawn("nats lane", lane.run());
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn("nats lane", lane.run());
         Lane { messages, settled }
     }
 
@@ -246,22 +239,18 @@ impl Bus for JetStreamBus {
     }
 
     fn stream(&self) -> Option<StreamInfo> {
-        self.shared
-            .last_info
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.last_info.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// Connects, looks after the stream, and starts over when the connection is lost.
 async fn keep_connected(shared: Arc<Shared>, mut connector: session::Connector) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-    let mut created_here = false;
+    let mut owner = ensure::Owner::Unknown;
     loop {
         match connector.connect().await {
             Ok(link) => {
-                let kept = keep_stream(&shared, &link, &mut created_here, &mut backoff).await;
+                let kept = keep_stream(&shared, &link, &mut owner, &mut backoff).await;
                 shared.session.send_replace(None);
                 if let Err(error) = kept {
                     shared.say(BusState::Away(error));
@@ -277,18 +266,18 @@ async fn keep_connected(shared: Arc<Shared>, mut connector: session::Connector) 
 async fn keep_stream(
     shared: &Shared,
     link: &session::Link,
-    created_here: &mut bool,
+    owner: &mut ensure::Owner,
     backoff: &mut Backoff,
 ) -> Result<(), String> {
     let mut lost = link.lost();
     loop {
         let ensured = tokio::select! {
-            ensured = ensure::ensure(link.context(), &shared.desired, *created_here) => ensured,
+            ensured = ensure::ensure(link.context(), &shared.desired, *owner) => ensured,
             () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
         };
         let wait = match ensured {
             Ok(attached) => {
-                *created_here |= attached.created;
+                *owner = attached.owner;
                 shared.attach(Session::new(link, attached, link.largest_message()));
                 backoff.reset();
                 None
@@ -306,13 +295,12 @@ async fn keep_stream(
         };
         tokio::select! {
             () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
+            () = tokio::time::sleep(wait.unwrap_or(CHECK_PERIOD)) => {}
             () = async {
-                if let Some(wait) = wait { tokio::time::sleep(wait).await } else {
-                    shared.stream_missed.notified().await;
-                    // Many messages miss it at once; one look is enough.
-                    tokio::time::sleep(FIRST_RETRY).await;
-                }
-            } => {}
+                shared.stream_missed.notified().await;
+                // Many messages miss it at once; one look is enough.
+                tokio::time::sleep(FIRST_RETRY).await;
+            }, if wait.is_none() => {}
         }
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Service {
     base: String,
     token: Option<Secret>,
     client: Client,
+    /// For an answer that may take as long as it takes.
+    patient_client: Client,
 }
 
 impl ClientArgs {
@@ -42,27 +44,18 @@ impl ClientArgs {
             if text.starts_with("http://") || text.starts_with("https://") {
                 Ok(text.trim_end_matches('/').to_owned())
             } else {
-                Err(format!(
-                    "{:?} is no address such as http://localhost:8080",
-                    without_user_info(text)
-                ))
+                Err(format!("{:?} is no address such as http://localhost:8080", without_user_info(text)))
             }
         })?;
         let token = environment.secret("ADMIN_TOKEN", problems);
         // Never through a proxy: the local service is meant, and it refuses what was forwarded.
-        let client = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .no_proxy()
-            .build();
-        let client = client
-            .map_err(|error| problems.add("INLET_URL", with_causes(&error)))
-            .ok()?;
-        Some(Service {
-            base: base.unwrap_or_else(|| format!("http://127.0.0.1:{port}")),
-            token,
-            client,
-        })
+        let builder = || Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy();
+        let built =
+            builder().read_timeout(READ_TIMEOUT).build().and_then(|client| Ok((client, builder().build()?)));
+        let (client, patient_client) =
+            built.map_err(|error| problems.add("INLET_URL", with_causes(&error))).ok()?;
+        let base = base.unwrap_or_else(|| format!("http://127.0.0.1:{port}"));
+        Some(Service { base, token, client, patient_client })
     }
 }
 
@@ -76,8 +69,9 @@ impl Service {
         self.with_token(self.client.get(format!("{}{path}", self.base)))
     }
 
+    /// A request whose body may be long, and whose answer comes when all of it is dealt with.
     pub(super) fn post(&self, path: &str) -> RequestBuilder {
-        self.with_token(self.client.post(format!("{}{path}", self.base)))
+        self.with_token(self.patient_client.post(format!("{}{path}", self.base)))
     }
 
     fn with_token(&self, request: RequestBuilder) -> RequestBuilder {

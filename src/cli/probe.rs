@@ -28,8 +28,7 @@ pub(super) async fn run(args: &ProbeArgs, environment: &Environment) -> Result<(
         if !args.path.starts_with('/') {
             problems.add("PATH", "must begin with a slash");
         }
-        args.client
-            .check(environment, u16::try_from(port?).ok()?, problems)
+        args.client.check(environment, u16::try_from(port?).ok()?, problems)
     })?;
     // Whatever is wrong, a health check knows but one bad end.
     match service.send(service.get(&args.path).timeout(PATIENCE)).await {

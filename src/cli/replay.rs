@@ -76,10 +76,7 @@ fn hold_data_dir(config: &AppConfig) -> Result<Held, Failure> {
     if config.path.bus.driver != Driver::Embedded {
         return Ok(Held::ByUs(None));
     }
-    match DataDir::take(
-        &config.data_dir,
-        &format!("inlet replay, process {}", std::process::id()),
-    ) {
+    match DataDir::take(&config.data_dir, &format!("inlet replay, process {}", std::process::id())) {
         Ok(held) => Ok(Held::ByUs(Some(held))),
         Err(DataDirError::Held { .. }) => Ok(Held::ByService),
         Err(error) => Err(Failure::Configuration(logs::with_causes(&error))),
@@ -132,23 +129,13 @@ async fn here(
     let failed = |error: prometheus::Error| Failure::Failed(error.to_string());
     let metrics = Arc::new(PipelineMetrics::new(&registry).map_err(failed)?);
     let twitch = Arc::new(TwitchMetrics::new(&registry).map_err(failed)?);
-    let before = if args.show {
-        Some(end_of(&bus).await?)
-    } else {
-        None
-    };
+    let before = if args.show { Some(end_of(&bus).await?) } else { None };
     let (intake, spine) = lay_path(path, &bus, &metrics, &clock);
     let mut tasks = Tasks::new();
     tasks.spawn("pipeline", spine);
-    let door = ReplayDoor::new(
-        intake,
-        Normalizer::new(Origin::Replay, path.shared_chat(), twitch),
-        clock,
-    );
-    let replayed = door
-        .replay(input)
-        .await
-        .map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
+    let door = ReplayDoor::new(intake, Normalizer::new(Origin::Replay, path.shared_chat(), twitch), clock);
+    let replayed =
+        door.replay(input).await.map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
     door.close();
     tasks.join("pipeline").await;
     if let Some(before) = before {
@@ -201,14 +188,7 @@ async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> 
 }
 
 fn summarize(args: &ReplayArgs, outcomes: Outcomes) -> Result<(), Failure> {
-    let Outcomes {
-        received,
-        published,
-        duplicates,
-        dead_lettered,
-        refused,
-        lost,
-    } = outcomes;
+    let Outcomes { received, published, duplicates, dead_lettered, refused, lost } = outcomes;
     let line = if args.json {
         serde_json::to_string(&outcomes).unwrap_or_default()
     } else {
@@ -217,16 +197,11 @@ fn summarize(args: &ReplayArgs, outcomes: Outcomes) -> Result<(), Failure> {
         )
     };
     // The summary of a human's run goes beside the envelopes, not among them.
-    let written = if args.json {
-        writeln!(std::io::stdout(), "{line}")
-    } else {
-        writeln!(std::io::stderr(), "{line}")
-    };
+    let written =
+        if args.json { writeln!(std::io::stdout(), "{line}") } else { writeln!(std::io::stderr(), "{line}") };
     written.map_err(|error| Failure::Failed(error.to_string()))?;
     match refused + lost {
         0 => Ok(()),
-        missing => Err(Failure::Failed(format!(
-            "{missing} events did not reach the stream"
-        ))),
+        missing => Err(Failure::Failed(format!("{missing} events did not reach the stream"))),
     }
 }

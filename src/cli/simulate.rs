@@ -65,11 +65,7 @@ impl SimulateArgs {
     fn config(&self, now: fn() -> i64) -> SimConfig {
         let named = !self.channels.is_empty() || self.replay.is_some();
         SimConfig {
-            channels: if named {
-                self.channels.clone()
-            } else {
-                vec!["sim".to_owned()]
-            },
+            channels: if named { self.channels.clone() } else { vec!["sim".to_owned()] },
             rate: self.rate,
             count: (self.count > 0).then_some(self.count),
             users: self.users,
@@ -101,13 +97,8 @@ pub async fn run(
     let simulator = Simulator::start(config, listener).await?;
     let addr = simulator.local_addr();
     if let Some(pem) = simulator.ca_pem() {
-        let path = args
-            .tls_ca
-            .unwrap_or_else(|| std::env::temp_dir().join("inlet-simulate-ca.pem"));
-        std::fs::write(&path, pem).map_err(|source| SimError::File {
-            path: path.clone(),
-            source,
-        })?;
+        let path = args.tls_ca.unwrap_or_else(|| std::env::temp_dir().join("inlet-simulate-ca.pem"));
+        std::fs::write(&path, pem).map_err(|source| SimError::File { path: path.clone(), source })?;
         let (port, path) = (addr.port(), path.display());
         say(&format!(
             "simulating Twitch chat on ircs://localhost:{port} ({channels}; set TLS_CA_FILE={path})"
@@ -134,10 +125,9 @@ async fn obey(simulator: &Simulator, mut lines: mpsc::Receiver<Vec<u8>>) -> Resu
             }
             Some(ControlLine::Quit) => return Ok(()),
             Some(ControlLine::Empty) => {}
-            None => say(&format!(
-                "unknown command {}",
-                String::from_utf8_lossy(&line).trim().escape_debug()
-            ))?,
+            None => {
+                say(&format!("unknown command {}", String::from_utf8_lossy(&line).trim().escape_debug()))?
+            }
         }
     }
     std::future::pending().await
@@ -150,21 +140,13 @@ fn control_lines() -> mpsc::Receiver<Vec<u8>> {
     let read = move || {
         let mut input = std::io::stdin().lock();
         let mut line = Vec::new();
-        while input
-            .by_ref()
-            .take(MAX_LINE_BYTES)
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|read| read > 0)
-        {
+        while input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             if lines.blocking_send(std::mem::take(&mut line)).is_err() {
                 return;
             }
         }
     };
-    if let Err(error) = std::thread::Builder::new()
-        .name("control lines".to_owned())
-        .spawn(read)
-    {
+    if let Err(error) = std::thread::Builder::new().name("control lines".to_owned()).spawn(read) {
         tracing::warn!(%error, "cannot read control lines");
     }
     inbox
@@ -173,7 +155,5 @@ fn control_lines() -> mpsc::Receiver<Vec<u8>> {
 /// Prints a line at once, also into a pipe.
 fn say(line: &str) -> Result<(), SimError> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .map_err(SimError::Output)
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(SimError::Output)
 }

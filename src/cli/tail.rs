@@ -58,10 +58,7 @@ struct Counted {
 
 impl Counted {
     fn new(args: &TailArgs) -> Self {
-        Self {
-            printer: Printer::new(args.json),
-            left: args.count,
-        }
+        Self { printer: Printer::new(args.json), left: args.count }
     }
 
     fn print(&mut self, envelope: &[u8]) -> bool {
@@ -75,17 +72,8 @@ impl Counted {
 
 async fn follow_nats(args: &TailArgs, config: &AppConfig) -> Result<(), Failure> {
     let path = &config.path;
-    let bus = open_bus(
-        &path.bus,
-        &config.data_dir,
-        path.window(),
-        &path.tls,
-        &Clock::system(),
-    )
-    .await?;
-    let mut start = args
-        .after
-        .map_or(Start::End, |after| Start::Position(after.saturating_add(1)));
+    let bus = open_bus(&path.bus, &config.data_dir, path.window(), &path.tls, &Clock::system()).await?;
+    let mut start = args.after.map_or(Start::End, |after| Start::Position(after.saturating_add(1)));
     let mut counted = Counted::new(args);
     loop {
         let mut follower = bus.follow(start, Wanted::Whole).await?;
@@ -115,9 +103,7 @@ async fn follow_service(args: &TailArgs, service: &Service) -> Result<(), Failur
     let mut lines = Lines::new();
     let mut is_cut = false;
     while let Some(piece) = body.next().await {
-        lines
-            .buffer()
-            .extend_from_slice(&piece.map_err(|error| service.away(error))?);
+        lines.buffer().extend_from_slice(&piece.map_err(|error| service.away(error))?);
         while let Some(crate::source::twitch::lines::Line::Whole(line)) = lines.next_line() {
             is_cut |= line.starts_with(b"event: cut");
             if let Some(data) = line.strip_prefix(b"data: ") {
@@ -184,10 +170,7 @@ struct SeenPayload {
 
 impl Printer {
     pub(super) fn new(json: bool) -> Self {
-        Self {
-            json,
-            colour: !json && std::io::stdout().is_terminal(),
-        }
+        Self { json, colour: !json && std::io::stdout().is_terminal() }
     }
 
     /// Prints one; false when nobody reads any more.
@@ -209,17 +192,9 @@ impl Printer {
         if let Some(reason) = &seen.reason {
             return format!("{time} dead letter: {}", for_terminal(reason));
         }
-        let (dim, bold, end) = if self.colour {
-            ("\x1b[2m", "\x1b[1m", "\x1b[0m")
-        } else {
-            ("", "", "")
-        };
+        let (dim, bold, end) = if self.colour { ("\x1b[2m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
         let channel = for_terminal(&seen.source.channel);
-        let name = seen
-            .user
-            .as_ref()
-            .map(|user| for_terminal(&user.display_name))
-            .unwrap_or_default();
+        let name = seen.user.as_ref().map(|user| for_terminal(&user.display_name)).unwrap_or_default();
         let payload = &seen.payload;
         let text = for_terminal(payload.text.as_deref().unwrap_or_default());
         let what = match seen.kind.as_str() {
@@ -230,10 +205,7 @@ impl Printer {
                 for_terminal(payload.action.as_deref().unwrap_or_default()),
                 for_terminal(payload.target_login.as_deref().unwrap_or_default())
             ),
-            _ => format!(
-                "* {} {text}",
-                for_terminal(payload.system_text.as_deref().unwrap_or_default())
-            ),
+            _ => format!("* {} {text}", for_terminal(payload.system_text.as_deref().unwrap_or_default())),
         };
         let tags: Vec<_> = seen
             .user
@@ -241,18 +213,14 @@ impl Printer {
             .flat_map(|user| &user.tags)
             .filter(|tag| !tag.starts_with("PROVIDER_"))
             .collect();
-        let tags = tags
-            .iter()
-            .fold(String::new(), |shown, tag| shown + " " + &for_terminal(tag));
+        let tags = tags.iter().fold(String::new(), |shown, tag| shown + " " + &for_terminal(tag));
         format!("{dim}{time} #{channel}{end} {}{dim}{tags}{end}", what.trim_end())
     }
 }
 
 /// Without control characters: a viewer's text must not drive the terminal.
 fn for_terminal(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() && !is_invisible_direction(*c))
-        .collect()
+    text.chars().filter(|c| !c.is_control() && !is_invisible_direction(*c)).collect()
 }
 
 /// Signs that turn the direction of writing, by which a line can be made to look like another.
@@ -266,10 +234,7 @@ mod tests {
 
     #[test]
     fn a_person_reads_what_was_said_and_no_control_character() {
-        let printer = Printer {
-            json: false,
-            colour: false,
-        };
+        let printer = Printer { json: false, colour: false };
         let message = br#"{"type":"external.chat.message.v1","occurredAt":"2026-11-20T05:51:20.612Z",
             "source":{"channel":"c"},"user":{"displayName":"N\u001b[31m","tags":["NEW_USER","PROVIDER_TWITCH"]},
             "payload":{"text":"hi\u0007\u202e there","isAction":false}}"#;

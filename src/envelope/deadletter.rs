@@ -101,14 +101,7 @@ impl DeadLetter<'_> {
         let (bytes, json) = match &self.original {
             Original::Envelope(bytes) => {
                 let fits = bytes.len() <= LONGEST_ORIGINAL.min(room);
-                (
-                    bytes,
-                    if fits {
-                        serde_json::from_slice::<&RawValue>(bytes).ok()
-                    } else {
-                        None
-                    },
-                )
+                (bytes, if fits { serde_json::from_slice::<&RawValue>(bytes).ok() } else { None })
             }
             Original::Raw(bytes) => (bytes, None),
         };
@@ -117,13 +110,7 @@ impl DeadLetter<'_> {
             (WrittenOriginal::Json(json), false)
         } else {
             let data = BASE64.encode(&bytes[..kept]);
-            (
-                WrittenOriginal::Bytes {
-                    encoding: "base64",
-                    data,
-                },
-                kept < bytes.len(),
-            )
+            (WrittenOriginal::Bytes { encoding: "base64", data }, kept < bytes.len())
         };
         let written = Written {
             v: "1",
@@ -184,9 +171,7 @@ mod tests {
         let long = Bytes::from(vec![b'x'; 300 * 1024]);
         let (_, value) = written(Original::Raw(long.clone()), 1 << 20);
         assert_eq!(value["truncated"], json!(true));
-        let kept = BASE64
-            .decode(value["original"]["data"].as_str().unwrap())
-            .unwrap();
+        let kept = BASE64.decode(value["original"]["data"].as_str().unwrap()).unwrap();
         assert_eq!(kept.len(), LONGEST_ORIGINAL);
         for most in [1_024, 10_000] {
             let (length, value) = written(Original::Envelope(long.clone()), most);

@@ -73,29 +73,19 @@ pub struct MessageId {
 impl MessageId {
     /// The id of an event's envelope.
     pub fn of_event(event: Uuid) -> Self {
-        Self {
-            event,
-            is_dead_letter: false,
-        }
+        Self { event, is_dead_letter: false }
     }
 
     /// As text; the same as by [`fmt::Display`], in one allocation.
     pub fn to_text(self) -> String {
         let mut buffer = Uuid::encode_buffer();
         let event = self.event.hyphenated().encode_lower(&mut buffer);
-        if self.is_dead_letter {
-            [DEAD_LETTER_PREFIX, event].concat()
-        } else {
-            event.to_owned()
-        }
+        if self.is_dead_letter { [DEAD_LETTER_PREFIX, event].concat() } else { event.to_owned() }
     }
 
     /// The id of an event's dead letter.
     pub fn of_dead_letter(event: Uuid) -> Self {
-        Self {
-            event,
-            is_dead_letter: true,
-        }
+        Self { event, is_dead_letter: true }
     }
 }
 
@@ -132,10 +122,7 @@ mod tests {
 
     #[test]
     fn content_keys_are_the_start_of_the_digest() {
-        assert_eq!(
-            content_key("twitch", b"abc"),
-            "twitch:sha256-ba7816bf8f01cfea414140de5dae2223"
-        );
+        assert_eq!(content_key("twitch", b"abc"), "twitch:sha256-ba7816bf8f01cfea414140de5dae2223");
     }
 
     #[test]
@@ -160,10 +147,7 @@ mod tests {
             assert_eq!(id.to_string().parse(), Ok(id));
             assert_eq!(id.to_text(), id.to_string());
         }
-        assert_eq!(
-            MessageId::of_dead_letter(event).to_string(),
-            format!("dlq-{event}")
-        );
+        assert_eq!(MessageId::of_dead_letter(event).to_string(), format!("dlq-{event}"));
         assert!("dlq-".parse::<MessageId>().is_err() && "hello".parse::<MessageId>().is_err());
     }
 }

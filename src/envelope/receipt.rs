@@ -70,10 +70,7 @@ impl Receipt {
     /// For one more event.
     pub fn slip(&self) -> Slip {
         self.counts.given.fetch_add(1, Ordering::Relaxed);
-        Slip {
-            counts: Arc::clone(&self.counts),
-            outcome: None,
-        }
+        Slip { counts: Arc::clone(&self.counts), outcome: None }
     }
 
     /// Waits until every slip has come back.
@@ -152,14 +149,8 @@ mod tests {
             }
         };
         let (all, ()) = tokio::join!(receipt.all_back(), settling);
-        let expected = Outcomes {
-            received: 5,
-            published: 1,
-            duplicates: 1,
-            dead_lettered: 1,
-            refused: 1,
-            lost: 1,
-        };
+        let expected =
+            Outcomes { received: 5, published: 1, duplicates: 1, dead_lettered: 1, refused: 1, lost: 1 };
         assert_eq!(all, expected);
     }
 }

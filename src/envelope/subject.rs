@@ -67,12 +67,7 @@ impl SubjectTemplate {
             _ => None,
         };
         let pattern = pattern(&pieces);
-        Ok(Self {
-            pieces,
-            fixed,
-            pattern,
-            dead_letters: dead_letters.into(),
-        })
+        Ok(Self { pieces, fixed, pattern, dead_letters: dead_letters.into() })
     }
 
     /// The subject of an event.
@@ -123,9 +118,7 @@ pub fn covers(wide: &str, narrow: &str) -> bool {
 }
 
 fn pieces(subject: &str) -> Result<Vec<Piece>, SubjectError> {
-    if let Some(bad) = subject
-        .chars()
-        .find(|c| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>'))
+    if let Some(bad) = subject.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>'))
     {
         return Err(SubjectError::BadLetter(bad));
     }
@@ -161,9 +154,7 @@ fn pattern(pieces: &[Piece]) -> String {
             Piece::Platform | Piece::Type | Piece::Channel => filled.push('*'),
         }
     }
-    let tokens = filled
-        .split('.')
-        .map(|token| if token.contains('*') { "*" } else { token });
+    let tokens = filled.split('.').map(|token| if token.contains('*') { "*" } else { token });
     tokens.collect::<Vec<_>>().join(".")
 }
 
@@ -200,14 +191,8 @@ mod tests {
     #[test]
     fn fixed_subjects_stay_as_they_are() {
         let fixed = template("dev.", "internal.ingress.v1");
-        assert_eq!(
-            &*fixed.of("twitch", "external.chat.message.v1", "a"),
-            "dev.internal.ingress.v1"
-        );
-        assert_eq!(
-            fixed.patterns(),
-            ["dev.internal.ingress.v1", "dev.internal.deadletter.v1"]
-        );
+        assert_eq!(&*fixed.of("twitch", "external.chat.message.v1", "a"), "dev.internal.ingress.v1");
+        assert_eq!(fixed.patterns(), ["dev.internal.ingress.v1", "dev.internal.deadletter.v1"]);
         assert!(fixed.owns("dev.internal.deadletter.v1") && !fixed.owns("internal.ingress.v1"));
     }
 
@@ -215,10 +200,7 @@ mod tests {
     fn placeholders_become_one_token_each() {
         let varying = template("", "chat.{platform}.x-{channel}.{type}");
         let subject = varying.of("twitch", "external.chat.message.v1", "my_chan nél");
-        assert_eq!(
-            &*subject,
-            "chat.twitch.x-my_chan=20n=C3=A9l.external=2Echat=2Emessage=2Ev1"
-        );
+        assert_eq!(&*subject, "chat.twitch.x-my_chan=20n=C3=A9l.external=2Echat=2Emessage=2Ev1");
         assert_eq!(varying.patterns()[0], "chat.*.*.*");
         assert!(varying.owns(&subject));
         let long = varying.of("", "t", &"é".repeat(100));
@@ -242,11 +224,7 @@ mod tests {
             ("", "a.}", BadPlaceholder),
             ("p.", "internal.deadletter.v1", DeadLetters),
         ] {
-            assert_eq!(
-                SubjectTemplate::new(prefix, subject).err(),
-                Some(error),
-                "{prefix}{subject}"
-            );
+            assert_eq!(SubjectTemplate::new(prefix, subject).err(), Some(error), "{prefix}{subject}");
         }
     }
 

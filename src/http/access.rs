@@ -13,14 +13,8 @@ use super::problem::{Problem, ProblemCode};
 use crate::secret::Secret;
 
 /// Headers that a proxy adds: behind one, a loopback peer says nothing about who asks.
-const FORWARDING: [&str; 6] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
-    "via",
-];
+const FORWARDING: [&str; 6] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"];
 
 /// Lets a request through, or says why not.
 pub(super) async fn guard(
@@ -29,11 +23,7 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    check(
-        server.shown.config.admin_token.as_ref(),
-        peer.ip(),
-        request.headers(),
-    )?;
+    check(server.shown.config.admin_token.as_ref(), peer.ip(), request.headers())?;
     Ok(next.run(request).await)
 }
 
@@ -53,11 +43,7 @@ fn check(token: Option<&Secret>, peer: IpAddr, headers: &HeaderMap) -> Result<()
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .split_once(' ')?;
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
@@ -93,9 +79,7 @@ mod tests {
 
     fn outcome(token: Option<&str>, peer: &str, pairs: &[(&'static str, &str)]) -> Option<ProblemCode> {
         let token = token.map(Secret::new);
-        check(token.as_ref(), peer.parse().unwrap(), &headers(pairs))
-            .err()
-            .map(|problem| problem.code())
+        check(token.as_ref(), peer.parse().unwrap(), &headers(pairs)).err().map(|problem| problem.code())
     }
 
     #[test]
@@ -109,16 +93,8 @@ mod tests {
             ("127.0.0.1", &[("host", "evil.example")], refused),
             ("127.0.0.1", &[("host", "localhost.evil.example")], refused),
             ("127.0.0.1", &[], refused),
-            (
-                "127.0.0.1",
-                &[("host", "localhost"), ("x-forwarded-for", "1.2.3.4")],
-                refused,
-            ),
-            (
-                "127.0.0.1",
-                &[("host", "localhost"), ("forwarded", "for=x")],
-                refused,
-            ),
+            ("127.0.0.1", &[("host", "localhost"), ("x-forwarded-for", "1.2.3.4")], refused),
+            ("127.0.0.1", &[("host", "localhost"), ("forwarded", "for=x")], refused),
         ] {
             assert_eq!(outcome(None, peer, pairs), expected, "{peer} {pairs:?}");
         }

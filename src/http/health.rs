@@ -16,10 +16,7 @@ pub(super) async fn ready(Extract(server): State) -> (StatusCode, Json<Value>) {
     if waiting_for.is_empty() {
         (StatusCode::OK, Json(json!({ "ready": true })))
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(json!({ "ready": false, "waitingFor": waiting_for })),
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "waitingFor": waiting_for })))
     }
 }
 
@@ -34,12 +31,5 @@ pub(super) async fn health(Extract(server): State) -> (StatusCode, Json<Value>) 
         "uptimeSeconds": server.started.elapsed().as_secs(),
         "parts": shown.parts.describe(),
     });
-    (
-        if takes_nothing {
-            StatusCode::SERVICE_UNAVAILABLE
-        } else {
-            StatusCode::OK
-        },
-        Json(body),
-    )
+    (if takes_nothing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, Json(body))
 }

@@ -41,11 +41,7 @@ impl Route {
             "/live" => Self::Livez,
             "/ready" => Self::Readyz,
             "/health" => Self::Healthz,
-            path => Self::ALL
-                .iter()
-                .copied()
-                .find(|route| route.as_str() == path)
-                .unwrap_or(Self::Unmatched),
+            path => Self::ALL.iter().copied().find(|route| route.as_str() == path).unwrap_or(Self::Unmatched),
         }
     }
 }
@@ -109,11 +105,9 @@ impl HttpMetrics {
 pub(super) async fn metrics(Extract(server): State) -> Result<Response, Problem> {
     let mut text = Vec::new();
     let encoder = TextEncoder::new();
-    encoder
-        .encode(&server.shown.registry.gather(), &mut text)
-        .map_err(|error| {
-            tracing::error!(error = %error, "the metrics could not be written");
-            Problem::new(ProblemCode::Internal, "the metrics could not be written")
-        })?;
+    encoder.encode(&server.shown.registry.gather(), &mut text).map_err(|error| {
+        tracing::error!(error = %error, "the metrics could not be written");
+        Problem::new(ProblemCode::Internal, "the metrics could not be written")
+    })?;
     Ok(([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response())
 }

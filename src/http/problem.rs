@@ -58,10 +58,7 @@ pub(super) struct Problem {
 impl Problem {
     /// `message` is read by whoever made the request: it holds nothing of ours.
     pub(super) fn new(code: ProblemCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 
     /// The body, once the request's id is known.
@@ -72,14 +69,10 @@ impl Problem {
         });
         let mut response = (self.code.status(), Json(body)).into_response();
         if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
         if self.code == ProblemCode::Unauthorized {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -14,20 +14,11 @@ use crate::envelope::receipt::Outcomes;
 
 pub(super) async fn replay(Extract(server): State, body: Body) -> Result<Json<Outcomes>, Problem> {
     let lines = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    let mut closing = server.closing.clone();
-    let replayed = tokio::select! {
-        replayed = server.shown.replay.replay(lines) => replayed,
-        () = async { drop(closing.wait_for(|closing| *closing).await) } => Ok(None),
-    };
-    match replayed {
+    match server.shown.replay.replay(lines).await {
         Ok(Some(outcomes)) => Ok(Json(outcomes)),
-        Ok(None) => Err(Problem::new(
-            ProblemCode::ShuttingDown,
-            "the service is shutting down; replay again",
-        )),
-        Err(_) => Err(Problem::new(
-            ProblemCode::BadRequest,
-            "the lines ended before they were whole",
-        )),
+        Ok(None) => {
+            Err(Problem::new(ProblemCode::ShuttingDown, "the service is shutting down; replay again"))
+        }
+        Err(_) => Err(Problem::new(ProblemCode::BadRequest, "the lines ended before they were whole")),
     }
 }

@@ -34,33 +34,18 @@ pub(super) async fn identify(mut request: Request) -> Request {
 /// Counts the request and puts its id on the answer.
 pub(super) async fn observe(Extract(server): Extract<Arc<Server>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let RequestId(id) = request
-        .extensions()
-        .get()
-        .cloned()
-        .unwrap_or(RequestId(String::new()));
-    let path = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(|path| Route::of(path.as_str()));
+    let RequestId(id) = request.extensions().get().cloned().unwrap_or(RequestId(String::new()));
+    let path = request.extensions().get::<MatchedPath>().map(|path| Route::of(path.as_str()));
     let route = path.unwrap_or(Route::Unmatched);
     let mut response = next.run(request).await;
     let metrics = &server.shown.metrics;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         metrics.errors.of(problem.code()).inc();
         let code = problem.code().as_str();
-        tracing::debug!(
-            request_id = id,
-            error_code = code,
-            route = route.as_str(),
-            "refused a request"
-        );
+        tracing::debug!(request_id = id, error_code = code, route = route.as_str(), "refused a request");
         response = problem.into_response_for(&id);
     }
-    metrics
-        .requests
-        .of(route, StatusFamily::of(response.status().as_u16()))
-        .inc();
+    metrics.requests.of(route, StatusFamily::of(response.status().as_u16())).inc();
     metrics.durations[route.index()].observe(started.elapsed().as_secs_f64());
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);

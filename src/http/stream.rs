@@ -63,9 +63,7 @@ impl Filter {
         let Ok(Envelope { source: Some(source) }) = serde_json::from_slice(&stored.payload) else {
             return false;
         };
-        self.platform
-            .as_ref()
-            .is_none_or(|platform| *platform == source.platform)
+        self.platform.as_ref().is_none_or(|platform| *platform == source.platform)
             && self
                 .channel
                 .as_ref()
@@ -90,9 +88,7 @@ impl Places {
     fn take(&self, most: usize) -> Option<Place> {
         let taken = self
             .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                (taken < most).then_some(taken + 1)
-            });
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < most).then_some(taken + 1));
         taken.ok().map(|_| Place(Arc::clone(&self.0)))
     }
 }
@@ -104,20 +100,12 @@ pub(super) async fn stream(
 ) -> Result<Response, Problem> {
     let start = start(&headers)?;
     let Some(place) = server.places.take(server.shown.config.stream_max_clients) else {
-        return Err(Problem::new(
-            ProblemCode::TooManyClients,
-            "all places are taken; try again later",
-        ));
+        return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
     };
-    let follower = server
-        .shown
-        .bus
-        .follow(start, Wanted::Whole)
-        .await
-        .map_err(|error| {
-            tracing::warn!(error = %error, "the stream cannot be followed");
-            Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now")
-        })?;
+    let follower = server.shown.bus.follow(start, Wanted::Whole).await.map_err(|error| {
+        tracing::warn!(error = %error, "the stream cannot be followed");
+        Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now")
+    })?;
     let (pieces, queue) = mpsc::channel(QUEUE);
     let cut = Arc::new(OnceLock::new());
     let next = match start {
@@ -133,9 +121,7 @@ pub(super) async fn stream(
         _place: place,
     };
     start_pump(&server, pump.run(follower, server.closing.clone()));
-    let queued = stream::unfold(queue, |mut queue| async {
-        queue.recv().await.map(|piece| (piece, queue))
-    });
+    let queued = stream::unfold(queue, |mut queue| async { queue.recv().await.map(|piece| (piece, queue)) });
     let farewell = stream::once(async move { Bytes::from(farewell(cut.get().copied().unwrap_or("closed"))) });
     let body = Body::from_stream(queued.chain(farewell).map(Ok::<_, std::convert::Infallible>));
     let head = [
@@ -157,16 +143,9 @@ fn start(headers: &HeaderMap) -> Result<Start, Problem> {
     match headers.get("last-event-id") {
         None => Ok(Start::End),
         Some(id) => {
-            let position = id
-                .to_str()
-                .ok()
-                .and_then(|id| id.parse::<u64>().ok())
-                .ok_or_else(|| {
-                    Problem::new(
-                        ProblemCode::BadRequest,
-                        "Last-Event-ID is no position of this stream",
-                    )
-                })?;
+            let position = id.to_str().ok().and_then(|id| id.parse::<u64>().ok()).ok_or_else(|| {
+                Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream")
+            })?;
             Ok(Start::Position(position.saturating_add(1)))
         }
     }

@@ -47,21 +47,14 @@ impl Enrich {
         let now = self.clock.now();
         drafts
             .into_iter()
-            .map(|mut draft| Enriched {
-                slip: draft.slip.take(),
-                ..self.one(&draft, largest, now)
-            })
+            .map(|mut draft| Enriched { slip: draft.slip.take(), ..self.one(&draft, largest, now) })
             .collect()
     }
 
     fn one(&self, draft: &Draft, largest: usize, now: Timestamp) -> Enriched {
         match &draft.content {
             Content::Event(event) => self.envelope(draft, event, largest, now),
-            Content::Unusable {
-                reason,
-                message,
-                original,
-            } => {
+            Content::Unusable { reason, message, original } => {
                 let subject = self.subjects.of("twitch", "", "");
                 let original = Original::Raw(original.clone());
                 let letter = DeadLetter {
@@ -79,9 +72,7 @@ impl Enrich {
 
     fn envelope(&self, draft: &Draft, event: &Event, largest: usize, now: Timestamp) -> Enriched {
         let envelope = EnvelopeV1::unmatched(draft, event, UnmatchedReason::Disabled, now);
-        let subject = self
-            .subjects
-            .of(event.source.platform, event.kind.as_str(), &event.source.channel);
+        let subject = self.subjects.of(event.source.platform, event.kind.as_str(), &event.source.channel);
         let payload = match envelope.to_json() {
             Ok(bytes) => Bytes::from(bytes),
             Err(error) => {
@@ -96,12 +87,8 @@ impl Enrich {
                 return self.dead_letter(draft, &letter, largest);
             }
         };
-        let message = Message {
-            subject,
-            id: MessageId::of_event(draft.id),
-            kind: event.kind.as_str(),
-            payload,
-        };
+        let message =
+            Message { subject, id: MessageId::of_event(draft.id), kind: event.kind.as_str(), payload };
         let size = message.payload.len() + message.headers_size();
         if size > largest {
             let letter = DeadLetter {
@@ -129,12 +116,7 @@ impl Enrich {
             origin: draft.origin,
             taken_in: draft.taken_in,
             not_published_before: draft.not_published_before,
-            message: Arc::new(dead_letter_message(
-                letter,
-                draft.id,
-                self.subjects.dead_letters(),
-                largest,
-            )),
+            message: Arc::new(dead_letter_message(letter, draft.id, self.subjects.dead_letters(), largest)),
             dead_letter: Some(letter.reason),
             slip: None,
         }

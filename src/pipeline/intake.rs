@@ -56,18 +56,12 @@ pub struct IntakeConfig {
 impl IntakeArgs {
     /// Checks the settings.
     pub fn check(&self, problems: &mut Problems) -> Option<IntakeConfig> {
-        let max_events = problems.parse(
-            "INTAKE_MAX_EVENTS",
-            &self.intake_max_events,
-            settings::count(1, 10_000_000),
-        );
+        let max_events =
+            problems.parse("INTAKE_MAX_EVENTS", &self.intake_max_events, settings::count(1, 10_000_000));
         let wait = problems.parse("INTAKE_WAIT", &self.intake_wait, settings::duration);
         let dedup_window = problems.parse("DEDUP_WINDOW", &self.dedup_window, settings::positive_duration);
-        let dedup_max_ids = problems.parse(
-            "DEDUP_MAX_IDS",
-            &self.dedup_max_ids,
-            settings::count(1, 100_000_000),
-        );
+        let dedup_max_ids =
+            problems.parse("DEDUP_MAX_IDS", &self.dedup_max_ids, settings::count(1, 100_000_000));
         Some(IntakeConfig {
             max_events: max_events?,
             wait: wait?,
@@ -113,6 +107,8 @@ pub struct Door {
 struct Shared {
     config: IntakeConfig,
     room: Arc<Semaphore>,
+    /// Visitors of unlimited patience share half of it, or they would keep chat out for as long as they come.
+    patient_room: Arc<Semaphore>,
     /// Somebody waited in vain, and there was never enough room since.
     is_overrun: AtomicBool,
     known: Mutex<Recent<()>>,
@@ -123,7 +119,35 @@ struct Shared {
 struct Admitted {
     drafts: Vec<Draft>,
     /// Given back when the batch leaves the door.
-    room: OwnedSemaphorePermit,
+    room: Room,
+}
+
+/// Places at the door, held by a batch.
+struct Room {
+    permit: OwnedSemaphorePermit,
+    _patient: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// What a batch does not need is free again.
+    fn for_batch(mut self, drafts: Vec<Draft>) -> Admitted {
+        let surplus = self.permit.num_permits().saturating_sub(drafts.len());
+        drop(self.permit.split(surplus));
+        Admitted { drafts, room: self }
+    }
+}
+
+/// Events that were received and not yet decided upon. A visit that is broken off leaves them refused.
+struct Undecided<'a> {
+    events: u64,
+    origin: Origin,
+    metrics: &'a PipelineMetrics,
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        self.metrics.refused.of(self.origin, RefusedReason::Closed).inc_by(self.events);
+    }
 }
 
 /// Makes the door.
@@ -132,19 +156,14 @@ pub fn open_door(config: IntakeConfig, metrics: Arc<PipelineMetrics>, clock: Clo
     let (sender, receiver) = mpsc::channel(config.max_events);
     let shared = Shared {
         room: Arc::new(Semaphore::new(config.max_events)),
+        patient_room: Arc::new(Semaphore::new(config.max_events.div_ceil(2))),
         is_overrun: AtomicBool::new(false),
         known: Mutex::new(Recent::new(config.dedup_window, config.dedup_max_ids)),
         config,
         metrics,
         clock,
     };
-    (
-        Intake {
-            shared: Arc::new(shared),
-            queue: sender,
-        },
-        Door { queue: receiver },
-    )
+    (Intake { shared: Arc::new(shared), queue: sender }, Door { queue: receiver })
 }
 
 impl Door {
@@ -174,89 +193,69 @@ impl Intake {
     }
 
     async fn offer_batch(&self, origin: Origin, mut drafts: Vec<Draft>, patience: Patience) -> Offered {
-        let metrics = &self.shared.metrics;
-        metrics.received.of(origin).inc_by(drafts.len() as u64);
-        let mut room = self.room_for(drafts.len(), patience).await;
-        let fitting = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let refused = drafts.len() - fitting;
+        let metrics = &*self.shared.metrics;
+        let received = drafts.len() as u64;
+        metrics.received.of(origin).inc_by(received);
+        let mut undecided = Undecided { events: received, origin, metrics };
+        let room = self.room_for(drafts.len(), patience).await;
+        // Nothing is waited for from here on: every event is decided upon at once.
+        undecided.events = 0;
+        let fitting = room.as_ref().map_or(0, |room| room.permit.num_permits());
         for draft in drafts.drain(fitting..) {
             settle(draft, Outcome::Refused);
         }
-        metrics
-            .refused
-            .of(origin, RefusedReason::DoorFull)
-            .inc_by(refused as u64);
+        let refused = received - drafts.len() as u64;
+        metrics.refused.of(origin, RefusedReason::DoorFull).inc_by(refused);
+        let before = drafts.len() as u64;
         self.drop_known(&mut drafts);
-        let admitted = drafts.len();
-        metrics.duplicate.of(origin).inc_by((fitting - admitted) as u64);
-        let offered = Offered {
-            admitted: admitted as u64,
-            duplicates: (fitting - admitted) as u64,
-            refused: refused as u64,
-        };
-        // What the duplicates do not need is free again; an empty batch needs nothing.
-        let Some(room) = room
-            .as_mut()
-            .and_then(|room| room.split(admitted))
-            .filter(|_| admitted > 0)
-        else {
-            return offered;
+        let admitted = drafts.len() as u64;
+        let duplicates = before - admitted;
+        metrics.duplicate.of(origin).inc_by(duplicates);
+        let Some(room) = room.filter(|_| admitted > 0) else {
+            return Offered { admitted, duplicates, refused };
         };
         metrics.pending.add(i64::try_from(admitted).unwrap_or(i64::MAX));
-        if let Err(returned) = self.queue.send(Admitted { drafts, room }).await {
-            returned
-                .0
-                .drafts
-                .into_iter()
-                .for_each(|draft| settle(draft, Outcome::Refused));
-            metrics.pending.sub(i64::try_from(admitted).unwrap_or(i64::MAX));
-            metrics
-                .refused
-                .of(origin, RefusedReason::Closed)
-                .inc_by(admitted as u64);
-            return Offered {
-                admitted: 0,
-                refused: (refused + admitted) as u64,
-                ..offered
-            };
+        // Every batch holds at least one place, and the queue has as many: only a closed one does not take it.
+        match self.queue.try_send(room.for_batch(drafts)) {
+            Ok(()) => {
+                metrics.admitted.of(origin).inc_by(admitted);
+                Offered { admitted, duplicates, refused }
+            }
+            Err(error) => {
+                error.into_inner().drafts.into_iter().for_each(|draft| settle(draft, Outcome::Refused));
+                metrics.pending.sub(i64::try_from(admitted).unwrap_or(i64::MAX));
+                metrics.refused.of(origin, RefusedReason::Closed).inc_by(admitted);
+                Offered { admitted: 0, duplicates, refused: refused + admitted }
+            }
         }
-        metrics.admitted.of(origin).inc_by(admitted as u64);
-        offered
     }
 
     /// Room for `wanted` events, or for as many as fit when patience is at its end.
-    async fn room_for(&self, wanted: usize, patience: Patience) -> Option<OwnedSemaphorePermit> {
-        let Shared {
-            room,
-            is_overrun,
-            config,
-            ..
-        } = &*self.shared;
+    async fn room_for(&self, wanted: usize, patience: Patience) -> Option<Room> {
+        let Shared { room, patient_room, is_overrun, config, .. } = &*self.shared;
         let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
         let all = || Arc::clone(room).acquire_many_owned(permits);
+        if patience == Patience::Unlimited {
+            let most = u32::try_from(config.max_events.div_ceil(2)).unwrap_or(u32::MAX);
+            let patient = Arc::clone(patient_room).acquire_many_owned(permits.min(most)).await.ok()?;
+            return Some(Room { permit: all().await.ok()?, _patient: Some(patient) });
+        }
+        let without_patience = |permit| Room { permit, _patient: None };
         if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(permits) {
             if is_overrun.swap(false, Ordering::Relaxed) {
                 tracing::info!("the door has room again");
             }
-            return Some(permit);
+            return Some(without_patience(permit));
         }
-        match patience {
-            Patience::Unlimited => return all().await.ok(),
-            Patience::Bounded if !is_overrun.load(Ordering::Relaxed) => {
-                if let Ok(permit) = tokio::time::timeout(config.wait, all()).await {
-                    return permit.ok();
-                }
-                is_overrun.store(true, Ordering::Relaxed);
-                tracing::error!(
-                    "the door is full: events are refused and lost until the bus takes them again"
-                );
+        if !is_overrun.load(Ordering::Relaxed) {
+            if let Ok(permit) = tokio::time::timeout(config.wait, all()).await {
+                return permit.ok().map(without_patience);
             }
-            Patience::Bounded => {}
+            is_overrun.store(true, Ordering::Relaxed);
+            tracing::error!("the door is full: events are refused and lost until the bus takes them again");
         }
-        let left = u32::try_from(room.available_permits())
-            .unwrap_or(u32::MAX)
-            .min(permits);
-        Arc::clone(room).try_acquire_many_owned(left).ok()
+        let left = u32::try_from(room.available_permits()).unwrap_or(u32::MAX).min(permits);
+        Arc::clone(room).try_acquire_many_owned(left).ok().map(without_patience)
     }
 
     /// Drops what is known, and makes the rest known: an id enters the window as its event passes the door.
@@ -271,10 +270,7 @@ impl Intake {
             }
             is_new
         });
-        self.shared
-            .metrics
-            .dedup_evicted_early
-            .inc_by(known.evicted_early() - evicted_before);
+        self.shared.metrics.dedup_evicted_early.inc_by(known.evicted_early() - evicted_before);
     }
 }
 
@@ -292,12 +288,8 @@ mod tests {
 
     fn door(max_events: usize, wait: Duration) -> (Intake, Door, Arc<PipelineMetrics>) {
         let metrics = Arc::new(PipelineMetrics::new(&Registry::new()).unwrap());
-        let config = IntakeConfig {
-            max_events,
-            wait,
-            dedup_window: Duration::from_mins(10),
-            dedup_max_ids: 1_000,
-        };
+        let config =
+            IntakeConfig { max_events, wait, dedup_window: Duration::from_mins(10), dedup_max_ids: 1_000 };
         let (intake, door) = open_door(config, Arc::clone(&metrics), Clock::system());
         (intake, door, metrics)
     }
@@ -318,59 +310,31 @@ mod tests {
     async fn known_events_are_dropped_wherever_they_come_from() {
         let (intake, mut door, metrics) = door(100, Duration::ZERO);
         let other = intake.clone();
-        let first = intake
-            .offer(Origin::Twitch, drafts(0..10), Patience::Bounded)
-            .await;
-        let second = other
-            .offer(Origin::Twitch, drafts(5..15), Patience::Bounded)
-            .await;
-        assert_eq!(
-            first,
-            Offered {
-                admitted: 10,
-                ..Offered::default()
-            }
-        );
-        assert_eq!(
-            second,
-            Offered {
-                admitted: 5,
-                duplicates: 5,
-                refused: 0
-            }
-        );
+        let first = intake.offer(Origin::Twitch, drafts(0..10), Patience::Bounded).await;
+        let second = other.offer(Origin::Twitch, drafts(5..15), Patience::Bounded).await;
+        assert_eq!(first, Offered { admitted: 10, ..Offered::default() });
+        assert_eq!(second, Offered { admitted: 5, duplicates: 5, refused: 0 });
         drop((intake, other));
         let mut seen = Vec::new();
         while let Some(batch) = door.next().await {
             seen.extend(batch.into_iter().map(|draft| draft.id));
         }
-        assert_eq!(
-            seen,
-            drafts(0..15).iter().map(|draft| draft.id).collect::<Vec<_>>()
-        );
+        assert_eq!(seen, drafts(0..15).iter().map(|draft| draft.id).collect::<Vec<_>>());
         assert!(closes(&metrics));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_door_makes_chat_wait_once_and_then_refuses_and_counts() {
         let (intake, mut door, metrics) = door(8, Duration::from_secs(2));
-        intake
-            .offer(Origin::Twitch, drafts(0..8), Patience::Bounded)
-            .await;
+        intake.offer(Origin::Twitch, drafts(0..8), Patience::Bounded).await;
         let start = tokio::time::Instant::now();
-        let refused = intake
-            .offer(Origin::Twitch, drafts(8..12), Patience::Bounded)
-            .await;
+        let refused = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
         assert_eq!((refused.refused, start.elapsed()), (4, Duration::from_secs(2)));
         // The door is still full: nobody waits again, and a refused event is not taken for a known one.
-        let again = intake
-            .offer(Origin::Twitch, drafts(8..12), Patience::Bounded)
-            .await;
+        let again = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
         assert_eq!((again.refused, start.elapsed()), (4, Duration::from_secs(2)));
         assert_eq!(door.next().await.unwrap().len(), 8);
-        let after = intake
-            .offer(Origin::Twitch, drafts(8..12), Patience::Bounded)
-            .await;
+        let after = intake.offer(Origin::Twitch, drafts(8..12), Patience::Bounded).await;
         assert_eq!(after.admitted, 4);
         assert!(closes(&metrics));
     }
@@ -378,32 +342,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_fits_is_let_in_from_the_front() {
         let (intake, mut door, _) = door(8, Duration::from_secs(1));
-        intake
-            .offer(Origin::Twitch, drafts(0..5), Patience::Bounded)
-            .await;
-        let offered = intake
-            .offer(Origin::Twitch, drafts(5..11), Patience::Bounded)
-            .await;
+        intake.offer(Origin::Twitch, drafts(0..5), Patience::Bounded).await;
+        let offered = intake.offer(Origin::Twitch, drafts(5..11), Patience::Bounded).await;
         assert_eq!((offered.admitted, offered.refused), (3, 3));
         drop(intake);
         let mut seen = Vec::new();
         while let Some(batch) = door.next().await {
             seen.extend(batch.into_iter().map(|draft| draft.id));
         }
-        assert_eq!(
-            seen,
-            drafts(0..8).iter().map(|draft| draft.id).collect::<Vec<_>>()
-        );
+        assert_eq!(seen, drafts(0..8).iter().map(|draft| draft.id).collect::<Vec<_>>());
     }
 
     #[tokio::test(start_paused = true)]
     async fn replay_waits_without_limit() {
         let (intake, mut door, _) = door(4, Duration::from_secs(1));
-        let waiting = async {
-            intake
-                .offer(Origin::Replay, drafts(0..40), Patience::Unlimited)
-                .await
-        };
+        let waiting = async { intake.offer(Origin::Replay, drafts(0..40), Patience::Unlimited).await };
         let reading = async {
             let mut seen = 0;
             while seen < 40 {
@@ -419,16 +372,8 @@ mod tests {
     async fn a_closed_door_refuses_and_counts() {
         let (intake, door, metrics) = door(8, Duration::ZERO);
         drop(door);
-        let offered = intake
-            .offer(Origin::Twitch, drafts(0..3), Patience::Bounded)
-            .await;
-        assert_eq!(
-            offered,
-            Offered {
-                refused: 3,
-                ..Offered::default()
-            }
-        );
+        let offered = intake.offer(Origin::Twitch, drafts(0..3), Patience::Bounded).await;
+        assert_eq!(offered, Offered { refused: 3, ..Offered::default() });
         assert!(closes(&metrics) && metrics.pending.get() == 0);
     }
 }

@@ -64,18 +64,10 @@ impl LookBack {
 
 async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Result<Found, BusError> {
     let read_at = Instant::now();
-    let start = Start::Time(
-        from.checked_sub(MARGIN)
-            .unwrap_or(Timestamp::UNIX_EPOCH)
-            .max(Timestamp::UNIX_EPOCH),
-    );
+    let start =
+        Start::Time(from.checked_sub(MARGIN).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH));
     let mut follower = in_time(bus.follow(start, Wanted::Headers)).await??;
-    let mut found = Found {
-        from,
-        read_at,
-        positions: HashMap::new(),
-        is_complete: true,
-    };
+    let mut found = Found { from, read_at, positions: HashMap::new(), is_complete: true };
     loop {
         let Some(batch) = in_time(follower.next()).await? else {
             return Err(BusError::Interrupted("it ended".to_owned()));

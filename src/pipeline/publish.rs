@@ -65,21 +65,12 @@ pub struct PublishConfig {
 impl PublishArgs {
     /// Checks the settings.
     pub fn check(&self, problems: &mut Problems) -> Option<PublishConfig> {
-        let max_in_flight = problems.parse(
-            "PUBLISH_MAX_IN_FLIGHT",
-            &self.publish_max_in_flight,
-            settings::count(1, 65_536),
-        );
-        let max_attempts = problems.parse(
-            "PUBLISH_MAX_ATTEMPTS",
-            &self.publish_max_attempts,
-            settings::count(1, 1_000),
-        );
-        let ack_wait = problems.parse(
-            "PUBLISH_ACK_WAIT",
-            &self.publish_ack_wait,
-            settings::positive_duration,
-        );
+        let max_in_flight =
+            problems.parse("PUBLISH_MAX_IN_FLIGHT", &self.publish_max_in_flight, settings::count(1, 65_536));
+        let max_attempts =
+            problems.parse("PUBLISH_MAX_ATTEMPTS", &self.publish_max_attempts, settings::count(1, 1_000));
+        let ack_wait =
+            problems.parse("PUBLISH_ACK_WAIT", &self.publish_ack_wait, settings::positive_duration);
         Some(PublishConfig {
             max_in_flight: max_in_flight?,
             max_attempts: u32::try_from(max_attempts?).unwrap_or(u32::MAX),
@@ -126,6 +117,7 @@ pub struct Publish {
     mode: Mode,
     backoff: Backoff,
     look_back: LookBack,
+    is_bus_gone: bool,
 }
 
 impl Publish {
@@ -150,14 +142,18 @@ impl Publish {
             mode: Mode::Flowing,
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             look_back: LookBack::default(),
+            is_bus_gone: false,
         }
+    }
+
+    /// Whether the bus ended, and with it everything that was on its way.
+    pub fn is_bus_gone(&self) -> bool {
+        self.is_bus_gone
     }
 
     /// Largest message the bus takes, as far as is known, in bytes.
     pub fn largest_message(&self) -> usize {
-        self.bus
-            .stream()
-            .map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
+        self.bus.stream().map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
     }
 
     /// Whether everything accepted is settled.
@@ -179,14 +175,13 @@ impl Publish {
     pub async fn next(&mut self) -> Happened {
         let (timer, is_waiting) = match self.mode {
             Mode::Waiting(until) => (Some(until), true),
-            Mode::Flowing | Mode::Settling | Mode::Repeating => (
-                self.window
-                    .oldest_sent_at()
-                    .map(|sent_at| sent_at + self.config.ack_wait),
-                false,
-            ),
+            Mode::Flowing | Mode::Settling | Mode::Repeating => {
+                (self.window.oldest_sent_at().map(|sent_at| sent_at + self.config.ack_wait), false)
+            }
         };
         tokio::select! {
+            // Answers that lie there already come before a deadline that has passed meanwhile.
+            biased;
             settled = self.lane.settled.recv() => Happened::Settled(settled),
             () = async { sleep_until(timer.unwrap_or_else(Instant::now)).await }, if timer.is_some() => Happened::Time,
             () = came_up(&mut self.bus_state), if is_waiting => Happened::BusIsBack,
@@ -206,8 +201,7 @@ impl Publish {
                     events = self.window.len() + self.waiting.len(),
                     "the bus is gone; these are lost"
                 );
-                self.waiting.clear();
-                self.window = Window::default();
+                self.is_bus_gone = true;
             }
             Happened::BusIsBack => self.mode = Mode::Waiting(Instant::now()),
             Happened::Time => {
@@ -228,9 +222,7 @@ impl Publish {
                 Mode::Flowing | Mode::Settling | Mode::Waiting(_) | Mode::Repeating => break,
             }
         }
-        self.metrics
-            .publish_in_flight
-            .set(i64::try_from(self.window.sent_count()).unwrap_or(i64::MAX));
+        self.metrics.publish_in_flight.set(i64::try_from(self.window.sent_count()).unwrap_or(i64::MAX));
     }
 
     fn room(&self) -> usize {
@@ -265,13 +257,7 @@ impl Publish {
             let message = Arc::clone(&event.message);
             let number = self.window.push(event, now);
             match known {
-                Some(position) => self.acknowledge(
-                    number,
-                    Ack {
-                        position,
-                        duplicate: true,
-                    },
-                ),
+                Some(position) => self.acknowledge(number, Ack { position, duplicate: true }),
                 None => batch.push(Numbered { number, message }),
             }
         }
@@ -280,10 +266,7 @@ impl Publish {
 
     /// Sends again what failed, in order.
     async fn repeat(&mut self) {
-        let asked = Late::among(
-            self.window.failed().map(|(_, slot, _)| &slot.event),
-            self.late_before(),
-        );
+        let asked = Late::among(self.window.failed().map(|(_, slot, _)| &slot.event), self.late_before());
         if !self.look_back_for(asked).await {
             return;
         }
@@ -295,29 +278,16 @@ impl Publish {
                 known.push((number, position))
             } else {
                 self.metrics.publish_retries.of(cause).inc();
-                batch.push(Numbered {
-                    number,
-                    message: Arc::clone(&slot.event.message),
-                });
+                batch.push(Numbered { number, message: Arc::clone(&slot.event.message) });
             }
         }
         for (number, position) in known {
-            self.acknowledge(
-                number,
-                Ack {
-                    position,
-                    duplicate: true,
-                },
-            );
+            self.acknowledge(number, Ack { position, duplicate: true });
         }
         for numbered in &batch {
             self.window.mark_sent(numbered.number, now);
         }
-        self.mode = if batch.is_empty() {
-            Mode::Flowing
-        } else {
-            Mode::Repeating
-        };
+        self.mode = if batch.is_empty() { Mode::Flowing } else { Mode::Repeating };
         self.send(batch).await;
     }
 
@@ -334,14 +304,14 @@ impl Publish {
         let Some(Late { from, ids }) = late else {
             return true;
         };
-        match self
-            .look_back
-            .ensure(&*self.bus, from, self.stream_window(), &ids)
-            .await
-        {
+        match self.look_back.ensure(&*self.bus, from, self.stream_window(), &ids).await {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(error = %error, "could not look back; trying again");
+                if error.is_transient() {
+                    tracing::debug!(error = %error, "could not look back; trying again");
+                } else {
+                    tracing::error!(error = %error, "cannot look back; nothing late is sent until that is mended");
+                }
                 self.mode = Mode::Waiting(Instant::now() + self.backoff.next_wait());
                 false
             }
@@ -349,9 +319,7 @@ impl Publish {
     }
 
     fn stream_window(&self) -> Duration {
-        self.bus
-            .stream()
-            .map_or(USUAL_DUPLICATE_WINDOW, |stream| stream.duplicate_window)
+        self.bus.stream().map_or(USUAL_DUPLICATE_WINDOW, |stream| stream.duplicate_window)
     }
 
     /// Events that can have been published before this are looked for in the stream before they are sent.
@@ -431,13 +399,7 @@ impl Publish {
         if is_unknown {
             match self.stored_position(number, id).await {
                 Ok(Some(position)) => {
-                    return self.acknowledge(
-                        number,
-                        Ack {
-                            position,
-                            duplicate: true,
-                        },
-                    );
+                    return self.acknowledge(number, Ack { position, duplicate: true });
                 }
                 Ok(None) => {}
                 Err(()) => return,
@@ -449,19 +411,11 @@ impl Publish {
     /// Whether an event that may have arrived is in the stream. `Err`: cannot be known now, the event stays.
     async fn stored_position(&mut self, number: u64, id: MessageId) -> Result<Option<u64>, ()> {
         let window = self.stream_window();
-        let Some(from) = self
-            .window
-            .get(number)
-            .map(|slot| slot.event.not_published_before)
-        else {
+        let Some(from) = self.window.get(number).map(|slot| slot.event.not_published_before) else {
             return Err(());
         };
         self.look_back = LookBack::default();
-        match self
-            .look_back
-            .ensure(&*self.bus, from, window, &HashSet::from([id]))
-            .await
-        {
+        match self.look_back.ensure(&*self.bus, from, window, &HashSet::from([id])).await {
             Ok(()) => Ok(self.look_back.position(id)),
             Err(error) => {
                 tracing::debug!(error = %error, "could not look back before a dead letter");
@@ -473,11 +427,8 @@ impl Publish {
 
     /// Puts a dead letter in the event's place and sends it.
     async fn bury(&mut self, number: u64, reason: DeadLetterReason, refusal: Refusal) {
-        let (largest, now, subject) = (
-            self.largest_message(),
-            self.clock.now(),
-            self.subjects.dead_letters(),
-        );
+        let (largest, now, subject) =
+            (self.largest_message(), self.clock.now(), self.subjects.dead_letters());
         let Some(slot) = self.window.get(number) else {
             return;
         };
@@ -506,15 +457,11 @@ impl Publish {
             return;
         };
         let (id, origin) = (slot.event.message.id, slot.event.origin);
-        if let Some(slip) = slot.event.slip.take() {
-            slip.settle(Outcome::DeadLettered);
-        }
+        // Its slip goes with it, unsettled: whoever waits for it hears that it was lost.
+        slot.event.slip = None;
         self.window.mark_done(number);
         tracing::error!(event_id = %id, error = %refusal, "the bus does not take the dead letter; the event is lost");
-        self.metrics
-            .dead_lettered
-            .of(origin, DeadLetterReason::Undeliverable)
-            .inc();
+        self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();
         self.metrics.pending.dec();
     }
 }
@@ -531,10 +478,7 @@ impl Late {
         let mut late: Option<Self> = None;
         for event in events.filter(|event| event.not_published_before < late_before) {
             let from = event.not_published_before;
-            let late = late.get_or_insert_with(|| Self {
-                from,
-                ids: HashSet::new(),
-            });
+            let late = late.get_or_insert_with(|| Self { from, ids: HashSet::new() });
             late.from = late.from.min(from);
             late.ids.insert(event.message.id);
         }

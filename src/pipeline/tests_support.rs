@@ -31,20 +31,13 @@ pub(super) fn draft(key: &str) -> Draft {
         target_login: None,
         duration_seconds: None,
         target_message_id: None,
-        raw: Raw {
-            tags: Pairs(&[]),
-            truncated: false,
-        },
+        raw: Raw { tags: Pairs(&[]), truncated: false },
     };
     let event = Event {
         kind: EventType::ChatModeration,
         occurred_at: Timestamp::from_millisecond(1_700_000_000_000).unwrap(),
         idempotency_key: key.to_owned(),
-        source: SourceRef {
-            platform: "twitch",
-            channel: "somewhere".into(),
-            channel_id: None,
-        },
+        source: SourceRef { platform: "twitch", channel: "somewhere".into(), channel_id: None },
         user: None,
         payload: PayloadJson::write(&payload, 64).unwrap(),
     };

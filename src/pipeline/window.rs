@@ -75,11 +75,7 @@ impl Window {
     pub(super) fn mark_done(&mut self, number: u64) -> Option<Duration> {
         let since_sent = self.get(number)?.sent_at.elapsed();
         self.mark(number, SlotState::Done);
-        while self
-            .slots
-            .front()
-            .is_some_and(|slot| slot.state == SlotState::Done)
-        {
+        while self.slots.front().is_some_and(|slot| slot.state == SlotState::Done) {
             self.slots.pop_front();
             self.first_number += 1;
         }
@@ -97,20 +93,15 @@ impl Window {
 
     /// What failed, in order, and why.
     pub(super) fn failed(&self) -> impl Iterator<Item = (u64, &Slot, TransientCause)> {
-        (self.first_number..)
-            .zip(&self.slots)
-            .filter_map(|(number, slot)| match slot.state {
-                SlotState::Failed(cause) => Some((number, slot, cause)),
-                SlotState::Sent | SlotState::Done => None,
-            })
+        (self.first_number..).zip(&self.slots).filter_map(|(number, slot)| match slot.state {
+            SlotState::Failed(cause) => Some((number, slot, cause)),
+            SlotState::Sent | SlotState::Done => None,
+        })
     }
 
     /// When the first of those under way was sent.
     pub(super) fn oldest_sent_at(&self) -> Option<Instant> {
-        self.slots
-            .iter()
-            .find(|slot| slot.state == SlotState::Sent)
-            .map(|slot| slot.sent_at)
+        self.slots.iter().find(|slot| slot.state == SlotState::Sent).map(|slot| slot.sent_at)
     }
 
     /// Slots taken; done ones behind the first unsettled one included.
@@ -134,10 +125,7 @@ impl Window {
 
     fn index(&self, number: u64) -> Option<usize> {
         let index = usize::try_from(number.checked_sub(self.first_number)?).ok()?;
-        self.slots
-            .get(index)
-            .filter(|slot| slot.state != SlotState::Done)
-            .map(|_| index)
+        self.slots.get(index).filter(|slot| slot.state != SlotState::Done).map(|_| index)
     }
 
     fn mark(&mut self, number: u64, state: SlotState) {
@@ -164,10 +152,7 @@ mod tests {
 
     fn event(key: &str) -> Enriched {
         let subjects = SubjectTemplate::new("", "a").unwrap();
-        Enrich::new(subjects, Clock::system())
-            .batch(vec![draft(key)], 1 << 20)
-            .pop()
-            .unwrap()
+        Enrich::new(subjects, Clock::system()).batch(vec![draft(key)], 1 << 20).pop().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -183,17 +168,9 @@ mod tests {
         assert!(window.mark_done(0).is_none() && window.get(1).is_none() && window.get(9).is_none());
         tokio::time::advance(Duration::from_secs(6)).await;
         window.expire(Instant::now() - Duration::from_secs(5));
-        let failed: Vec<_> = window
-            .failed()
-            .map(|(number, slot, cause)| (number, slot.is_unknown, cause))
-            .collect();
-        assert_eq!(
-            failed,
-            [
-                (2, false, TransientCause::Away),
-                (3, true, TransientCause::TimedOut)
-            ]
-        );
+        let failed: Vec<_> =
+            window.failed().map(|(number, slot, cause)| (number, slot.is_unknown, cause)).collect();
+        assert_eq!(failed, [(2, false, TransientCause::Away), (3, true, TransientCause::TimedOut)]);
         window.mark_sent(2, Instant::now());
         assert!(window.mark_done(2).is_some() && window.mark_done(3).is_some() && window.is_empty());
         assert_eq!((window.sent_count(), window.failed_count()), (0, 0));

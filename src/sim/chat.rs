@@ -43,12 +43,7 @@ impl Chat {
             rng: fastrand::Rng::with_seed(plan.seed),
             zipf: Zipf::new(plan.users.clamp(1, super::people::MAX_USERS), plan.zipf),
             people: People::new(plan.users),
-            rooms: rooms
-                .map(|name| Room {
-                    name: name.clone(),
-                    id: room_id(name).to_string(),
-                })
-                .collect(),
+            rooms: rooms.map(|name| Room { name: name.clone(), id: room_id(name).to_string() }).collect(),
             next_room: 0,
             text: Text::default(),
         }
@@ -64,12 +59,8 @@ impl Chat {
             self.next_room = (self.next_room + 1) % self.rooms.len();
             let user = self.zipf.pick(self.rng.f64());
             self.text.roll(&mut self.rng);
-            let mark = line(
-                &mut self.rng,
-                &self.people.parts(user),
-                (room, now, &self.text),
-                lines.buffer(slot),
-            );
+            let mark =
+                line(&mut self.rng, &self.people.parts(user), (room, now, &self.text), lines.buffer(slot));
             lines.mark(slot, mark);
         }
     }
@@ -94,11 +85,7 @@ fn line(
     out.put_slice(nonce.simple().encode_lower(&mut hex).as_bytes());
     out.put_slice(user.look);
     text.put_emotes(out);
-    out.put_slice(if rng.u8(..) == 0 {
-        b";first-msg=1"
-    } else {
-        b";first-msg=0"
-    });
+    out.put_slice(if rng.u8(..) == 0 { b";first-msg=1" } else { b";first-msg=0" });
     out.put_slice(b";flags=;id=");
     let id_at = out.len();
     put_id(rng, out);
@@ -117,10 +104,7 @@ fn line(
     out.put_slice(&text.bytes);
     out.put_slice(if text.action { b"\x01\r\n" } else { b"\r\n" });
     let user = who_at + user.user_id.start..who_at + user.user_id.end;
-    Mark {
-        user: Some(user),
-        id: Some(id_at..id_end),
-    }
+    Mark { user: Some(user), id: Some(id_at..id_end) }
 }
 
 /// Writes a random UUID (version 4) in lower-case hyphenated form.
@@ -137,29 +121,18 @@ mod tests {
 
     fn generate(seed: u64, count: usize) -> (String, Vec<Mark>) {
         let channels = ["one".to_owned(), "two".to_owned()];
-        let mut chat = Chat::new(&ChatPlan {
-            channels: &channels,
-            users: 500,
-            zipf: 1.0,
-            seed,
-        });
+        let mut chat = Chat::new(&ChatPlan { channels: &channels, users: 500, zipf: 1.0, seed });
         let mut lines = Lines::default();
         chat.fill(count, "1700000000000", &mut lines);
         let chunks = lines.drain();
         assert_eq!(chunks.len(), 2);
         assert_eq!(chunks[0].marks.len(), count / 2);
-        (
-            String::from_utf8(chunks[0].bytes.to_vec()).unwrap(),
-            chunks[0].marks.to_vec(),
-        )
+        (String::from_utf8(chunks[0].bytes.to_vec()).unwrap(), chunks[0].marks.to_vec())
     }
 
     fn tag<'a>(line: &'a str, key: &str) -> &'a str {
         let tags = line[1..].split(' ').next().unwrap().split(';');
-        tags.filter_map(|tag| tag.split_once('='))
-            .find(|(name, _)| *name == key)
-            .unwrap()
-            .1
+        tags.filter_map(|tag| tag.split_once('=')).find(|(name, _)| *name == key).unwrap().1
     }
 
     #[test]
@@ -178,10 +151,7 @@ mod tests {
             total += line.len();
             assert_eq!(tag(line, "id"), &lines[mark.id.unwrap()]);
             assert_eq!(tag(line, "user-id"), &lines[mark.user.unwrap()]);
-            assert_eq!(
-                uuid::Uuid::parse_str(tag(line, "id")).unwrap().get_version_num(),
-                4
-            );
+            assert_eq!(uuid::Uuid::parse_str(tag(line, "id")).unwrap().get_version_num(), 4);
             let keys: Vec<_> = line[1..].split(' ').next().unwrap().split(';').collect();
             assert!(keys.is_sorted(), "{line}");
             let rest = line.split_once(' ').unwrap().1;
@@ -202,10 +172,7 @@ mod tests {
         for line in lines.lines() {
             let emotes = tag(line, "emotes");
             let (_, text) = line.split_once(" PRIVMSG #one :").unwrap();
-            let text = text
-                .strip_prefix("\u{1}ACTION ")
-                .unwrap_or(text)
-                .trim_end_matches('\u{1}');
+            let text = text.strip_prefix("\u{1}ACTION ").unwrap_or(text).trim_end_matches('\u{1}');
             for emote in emotes.split('/').filter(|emote| !emote.is_empty()) {
                 let (id, ranges) = emote.split_once(':').unwrap();
                 let code = EMOTES.iter().find(|known| known.0 == id).unwrap().1;

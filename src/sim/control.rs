@@ -66,10 +66,7 @@ impl ControlLine {
         if let Some(text) = line.strip_prefix(b"raw ") {
             return Some(Self::Do(Command::Raw([text, b"\r\n"].concat())));
         }
-        let words = std::str::from_utf8(line)
-            .ok()?
-            .split_whitespace()
-            .collect::<Vec<_>>();
+        let words = std::str::from_utf8(line).ok()?.split_whitespace().collect::<Vec<_>>();
         Some(match words[..] {
             [] => Self::Empty,
             ["drop"] => Self::Do(Command::DropAll),
@@ -95,9 +92,7 @@ pub(super) async fn act(command: Command, hub: &Hub) {
             for peer in &peers {
                 peer.queue.close_at(by);
             }
-            let asked = peers
-                .into_iter()
-                .filter(|peer| peer.commands.load(Ordering::Relaxed));
+            let asked = peers.into_iter().filter(|peer| peer.commands.load(Ordering::Relaxed));
             tell(asked, Bytes::from_static(b":tmi.twitch.tv RECONNECT\r\n")).await;
         }
         Command::Pause => {
@@ -133,10 +128,7 @@ mod tests {
             (b"drop 12\r\n", Some(ControlLine::Do(Command::Drop(12)))),
             (b"drop x", None),
             (b" reconnect ", Some(ControlLine::Do(Command::Reconnect))),
-            (
-                b"raw :a  b\xff\n",
-                Some(ControlLine::Do(Command::Raw(b":a  b\xff\r\n".to_vec()))),
-            ),
+            (b"raw :a  b\xff\n", Some(ControlLine::Do(Command::Raw(b":a  b\xff\r\n".to_vec())))),
             (b"stats", Some(ControlLine::Stats)),
             (b"quit\n", Some(ControlLine::Quit)),
             (b"\n", Some(ControlLine::Empty)),

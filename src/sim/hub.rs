@@ -120,22 +120,14 @@ impl Hub {
     }
 
     fn counts(&self, channel: &str) -> bool {
-        self.audience
-            .as_ref()
-            .is_none_or(|audience| audience.contains(channel))
+        self.audience.as_ref().is_none_or(|audience| audience.contains(channel))
     }
 
     /// Those in `channel`; with an empty name everybody.
     pub(super) fn members(&self, channel: &str) -> Vec<Arc<Peer>> {
         let state = self.state();
-        let members = if channel.is_empty() {
-            Some(&state.peers)
-        } else {
-            state.members.get(channel)
-        };
-        members
-            .map(|members| members.values().cloned().collect())
-            .unwrap_or_default()
+        let members = if channel.is_empty() { Some(&state.peers) } else { state.members.get(channel) };
+        members.map(|members| members.values().cloned().collect()).unwrap_or_default()
     }
 
     /// How many joined connections would get something, as it changes.

@@ -48,11 +48,7 @@ impl Lines {
         }
         let channel: Arc<str> = channel.into();
         self.by_channel.insert(Arc::clone(&channel), self.slots.len());
-        self.slots.push(Slot {
-            channel,
-            buffer: BytesMut::new(),
-            marks: Vec::new(),
-        });
+        self.slots.push(Slot { channel, buffer: BytesMut::new(), marks: Vec::new() });
         self.slots.len() - 1
     }
 
@@ -83,11 +79,7 @@ impl Lines {
 pub(super) fn without_tags(lines: &[u8]) -> Bytes {
     let mut bare = BytesMut::with_capacity(lines.len() / 2);
     for line in lines.split_inclusive(|&byte| byte == b'\n') {
-        let tags = if line.starts_with(b"@") {
-            memchr::memchr(b' ', line).map_or(0, |at| at + 1)
-        } else {
-            0
-        };
+        let tags = if line.starts_with(b"@") { memchr::memchr(b' ', line).map_or(0, |at| at + 1) } else { 0 };
         bare.extend_from_slice(&line[tags..]);
     }
     bare.freeze()
@@ -101,10 +93,7 @@ mod tests {
     fn tags_are_taken_off_line_by_line() {
         let lines = b"@id=1;a= :x PRIVMSG #c :@hi there\r\n:y PRIVMSG #c :no tags\r\n";
         let bare = without_tags(lines);
-        assert_eq!(
-            &bare[..],
-            b":x PRIVMSG #c :@hi there\r\n:y PRIVMSG #c :no tags\r\n"
-        );
+        assert_eq!(&bare[..], b":x PRIVMSG #c :@hi there\r\n:y PRIVMSG #c :no tags\r\n");
     }
 
     #[test]
@@ -116,14 +105,9 @@ mod tests {
             lines.mark(slot, Mark::default());
         }
         let chunks = lines.drain();
-        let seen: Vec<_> = chunks
-            .iter()
-            .map(|chunk| (&*chunk.channel, &chunk.bytes[..], chunk.marks.len()))
-            .collect();
-        assert_eq!(
-            seen,
-            [("a", &b"one\r\nthree\r\n"[..], 2), ("b", &b"two\r\n"[..], 1)]
-        );
+        let seen: Vec<_> =
+            chunks.iter().map(|chunk| (&*chunk.channel, &chunk.bytes[..], chunk.marks.len())).collect();
+        assert_eq!(seen, [("a", &b"one\r\nthree\r\n"[..], 2), ("b", &b"two\r\n"[..], 1)]);
         assert!(lines.drain().is_empty());
     }
 }

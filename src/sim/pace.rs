@@ -12,18 +12,13 @@ pub(super) struct Pace {
 impl Pace {
     /// `per_second` must not be zero: flat out has no pace.
     pub(super) fn new(per_second: u32) -> Self {
-        Self {
-            per_second: per_second.max(1),
-            done: 0,
-        }
+        Self { per_second: per_second.max(1), done: 0 }
     }
 
     /// How many messages should have been sent by `elapsed` and were not.
     pub(super) fn due(&self, elapsed: Duration) -> u64 {
         let target = elapsed.as_nanos() * u128::from(self.per_second) / 1_000_000_000;
-        u64::try_from(target)
-            .unwrap_or(u64::MAX)
-            .saturating_sub(self.done)
+        u64::try_from(target).unwrap_or(u64::MAX).saturating_sub(self.done)
     }
 
     /// Notes `messages` as sent.

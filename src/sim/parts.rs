@@ -3,14 +3,8 @@
 use std::ops::Range;
 
 /// Commands whose first parameter is a channel even without its `#`, as it has been seen live.
-const CHANNEL_COMMANDS: [&[u8]; 6] = [
-    b"PRIVMSG",
-    b"USERNOTICE",
-    b"CLEARCHAT",
-    b"CLEARMSG",
-    b"ROOMSTATE",
-    b"USERSTATE",
-];
+const CHANNEL_COMMANDS: [&[u8]; 6] =
+    [b"PRIVMSG", b"USERNOTICE", b"CLEARCHAT", b"CLEARMSG", b"ROOMSTATE", b"USERSTATE"];
 
 /// Where the parts of a line stand.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -21,9 +21,7 @@ impl Zipf {
             total += f64::from(rank).powf(-exponent);
             total
         });
-        Self {
-            cumulative: cumulative.collect(),
-        }
+        Self { cumulative: cumulative.collect() }
     }
 
     /// A rank from 0, for a `uniform` in `0.0..1.0`.
@@ -62,10 +60,7 @@ pub(super) struct People {
 impl People {
     pub(super) fn new(users: u32) -> Self {
         let users = users.clamp(1, MAX_USERS);
-        let mut people = Self {
-            bytes: Vec::new(),
-            index: Vec::new(),
-        };
+        let mut people = Self { bytes: Vec::new(), index: Vec::new() };
         for user in 0..users {
             people.add(user);
         }
@@ -88,10 +83,7 @@ impl People {
 
     fn add(&mut self, user: u32) {
         let nth = user as usize;
-        let (first, last) = (
-            NAMES[nth % NAMES.len()],
-            SURNAMES[nth / NAMES.len() % SURNAMES.len()],
-        );
+        let (first, last) = (NAMES[nth % NAMES.len()], SURNAMES[nth / NAMES.len() % SURNAMES.len()]);
         let login = format!("{first}_{last}{user}");
         let display = match user % 20 {
             7 => format!("さくら{user}"),
@@ -108,22 +100,14 @@ impl People {
         let months = user % 40 + 1;
         badges.extend(subscriber.then(|| format!("subscriber/{}", months / 3 * 3)));
         badges.extend((user % 5 == 2).then(|| "premium/1".to_owned()));
-        let info = if subscriber {
-            format!("subscriber/{months}")
-        } else {
-            String::new()
-        };
+        let info = if subscriber { format!("subscriber/{months}") } else { String::new() };
         let color = COLORS[nth % COLORS.len()];
         let user_type = if moderator { "mod" } else { "" };
         let vip_tag = if vip { ";vip=1" } else { "" };
         let parts = [
             format!("@badge-info={info};badges={}", badges.join(",")),
             format!(";color={color};display-name={display};emotes="),
-            format!(
-                ";mod={};returning-chatter={};room-id=",
-                u8::from(moderator),
-                u8::from(user % 13 == 4)
-            ),
+            format!(";mod={};returning-chatter={};room-id=", u8::from(moderator), u8::from(user % 13 == 4)),
             format!(";subscriber={};tmi-sent-ts=", u8::from(subscriber)),
             format!(
                 "{USER_ID_KEY}{id};user-type={user_type}{vip_tag} \

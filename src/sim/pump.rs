@@ -92,10 +92,7 @@ impl Pump {
             }
             yield_now().await;
         }
-        tracing::info!(
-            generated = self.hub.generated.load(Ordering::Relaxed),
-            "all messages are sent"
-        );
+        tracing::info!(generated = self.hub.generated.load(Ordering::Relaxed), "all messages are sent");
         Ok(())
     }
 
@@ -126,9 +123,7 @@ impl Pump {
             match peer.queue.push(bytes, patience).await {
                 Pushed::Queued => {
                     reached += 1;
-                    self.hub
-                        .sent
-                        .fetch_add(chunk.marks.len() as u64, Ordering::Relaxed);
+                    self.hub.sent.fetch_add(chunk.marks.len() as u64, Ordering::Relaxed);
                     self.note(place, Some(peer.id), &chunk);
                 }
                 Pushed::Closed => {}
@@ -152,11 +147,7 @@ impl Pump {
 
     fn note(&self, place: Option<mpsc::Permit<'_, Note>>, connection: Option<u64>, chunk: &Chunk) {
         if let Some(place) = place {
-            place.send(Note::Sent {
-                time: (self.now)(),
-                connection,
-                chunk: chunk.clone(),
-            });
+            place.send(Note::Sent { time: (self.now)(), connection, chunk: chunk.clone() });
         }
     }
 }

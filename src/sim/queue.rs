@@ -58,9 +58,7 @@ impl Queue {
             None => self.wait_and_push(chunk).await,
             Some(patience) => match self.try_push(chunk) {
                 Some(pushed) => pushed,
-                None => timeout(patience, self.wait_and_push(chunk))
-                    .await
-                    .unwrap_or(Pushed::Full),
+                None => timeout(patience, self.wait_and_push(chunk)).await.unwrap_or(Pushed::Full),
             },
         }
     }

@@ -79,13 +79,7 @@ impl Replay {
     fn next_line(&mut self) -> io::Result<bool> {
         loop {
             self.line.clear();
-            if self
-                .file
-                .by_ref()
-                .take(MAX_LINE_BYTES)
-                .read_until(b'\n', &mut self.line)?
-                == 0
-            {
+            if self.file.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.line)? == 0 {
                 return Ok(false);
             }
             while self.line.last().is_some_and(|byte| matches!(byte, b'\r' | b'\n')) {
@@ -119,10 +113,7 @@ impl Replay {
         let mut mark = Mark::default();
         if !parts.tags.is_empty() {
             out.put_u8(b'@');
-            let fresh = Fresh {
-                now: (!self.keep_ids).then_some(now),
-                channel: target.as_deref(),
-            };
+            let fresh = Fresh { now: (!self.keep_ids).then_some(now), channel: target.as_deref() };
             mark = put_tags(&line[parts.tags.clone()], &fresh, &mut self.rng, out);
         }
         let rest = parts.tags.end;
@@ -210,9 +201,7 @@ mod tests {
         let id = &text[mark.id.clone().unwrap()];
         assert_eq!(uuid::Uuid::parse_str(id).unwrap().get_version_num(), 4);
         assert_eq!(&text[mark.user.clone().unwrap()], "42");
-        let wanted = LINE
-            .replace("id=old", &format!("id={id}"))
-            .replace("ts=5", "ts=1700000000000");
+        let wanted = LINE.replace("id=old", &format!("id={id}")).replace("ts=5", "ts=1700000000000");
         assert_eq!(text, wanted + "\r\n");
     }
 
@@ -229,26 +218,16 @@ mod tests {
             let chunks = replay(&[line], |replay| replay.keep_ids(true), &[], 10);
             assert_eq!(chunks[0].bytes, [line, b"\r\n"].concat());
             let channel = if line == b"@only-tags" { "" } else { "c" };
-            assert!(
-                line == LINE.as_bytes() || &*chunks[0].channel == channel,
-                "{line:?}"
-            );
+            assert!(line == LINE.as_bytes() || &*chunks[0].channel == channel, "{line:?}");
         }
     }
 
     #[test]
     fn lines_move_to_the_channels_asked_for() {
-        let chunks = replay(
-            &[LINE.as_bytes()],
-            |replay| replay.keep_ids(true).again(true),
-            &["a", "b"],
-            3,
-        );
+        let chunks = replay(&[LINE.as_bytes()], |replay| replay.keep_ids(true).again(true), &["a", "b"], 3);
         let wanted = |channel: &str| {
             let room = format!("room-id={}", room_id(channel));
-            LINE.replace("room-id=1", &room)
-                .replace("#There", &format!("#{channel}"))
-                + "\r\n"
+            LINE.replace("room-id=1", &room).replace("#There", &format!("#{channel}")) + "\r\n"
         };
         assert_eq!(chunks[0].bytes, wanted("a").repeat(2));
         assert_eq!(chunks[1].bytes, wanted("b"));
@@ -258,12 +237,7 @@ mod tests {
     fn a_file_is_repeated_only_when_asked_and_an_empty_one_ends() {
         let lines: [&[u8]; 3] = [b"PRIVMSG #c :1", b"", b"PRIVMSG #c :2"];
         assert_eq!(replay(&lines, |replay| replay, &[], 10)[0].marks.len(), 2);
-        assert_eq!(
-            replay(&lines, |replay| replay.again(true), &[], 10)[0]
-                .marks
-                .len(),
-            10
-        );
+        assert_eq!(replay(&lines, |replay| replay.again(true), &[], 10)[0].marks.len(), 10);
         assert!(replay(&[b"", b""], |replay| replay.again(true), &[], 10).is_empty());
     }
 }

@@ -48,11 +48,7 @@ struct Row<'a> {
 
 /// What the log is told.
 pub(super) enum Note {
-    Sent {
-        time: i64,
-        connection: Option<u64>,
-        chunk: Chunk,
-    },
+    Sent { time: i64, connection: Option<u64>, chunk: Chunk },
     Snapshot(oneshot::Sender<Vec<SentRecord>>),
 }
 
@@ -70,11 +66,7 @@ impl SentLog {
             Some(path) => Some(BufWriter::with_capacity(256 * 1024, File::create(path).await?)),
             None => None,
         };
-        Ok(Self {
-            file,
-            kept: VecDeque::new(),
-            keep,
-        })
+        Ok(Self { file, kept: VecDeque::new(), keep })
     }
 
     /// Takes notes until every sender is gone, then writes out the rest.
@@ -143,17 +135,9 @@ impl SentLog {
 
 fn row<'a>(time: i64, connection: Option<u64>, chunk: &'a Chunk, mark: &Mark) -> Row<'a> {
     let text = |range: &Option<std::ops::Range<usize>>| {
-        range
-            .as_ref()
-            .map(|range| String::from_utf8_lossy(&chunk.bytes[range.clone()]))
+        range.as_ref().map(|range| String::from_utf8_lossy(&chunk.bytes[range.clone()]))
     };
-    Row {
-        time,
-        connection,
-        channel: &chunk.channel,
-        user: text(&mark.user),
-        id: text(&mark.id),
-    }
+    Row { time, connection, channel: &chunk.channel, user: text(&mark.user), id: text(&mark.id) }
 }
 
 impl Row<'_> {

@@ -62,14 +62,8 @@ impl Session {
             "NICK" => self.nick(text_of(rest), policy),
             "JOIN" => self.join(rest, policy),
             "PART" => self.part(rest),
-            "PING" => Reply::say(format!(
-                ":tmi.twitch.tv PONG tmi.twitch.tv :{}\r\n",
-                text_of(rest)
-            )),
-            "QUIT" => Reply {
-                close: true,
-                ..Reply::default()
-            },
+            "PING" => Reply::say(format!(":tmi.twitch.tv PONG tmi.twitch.tv :{}\r\n", text_of(rest))),
+            "QUIT" => Reply { close: true, ..Reply::default() },
             "" | "PONG" | "PRIVMSG" | "USER" | "NOTICE" => Reply::default(),
             _ => self.unknown(command),
         }
@@ -95,13 +89,9 @@ impl Session {
             return Reply::default();
         }
         let nick = nick.trim().to_ascii_lowercase();
-        let anonymous = nick
-            .strip_prefix("justinfan")
-            .is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_digit()));
-        let token = self
-            .pass
-            .as_deref()
-            .is_some_and(|pass| pass.starts_with("oauth:"));
+        let anonymous =
+            nick.strip_prefix("justinfan").is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_digit()));
+        let token = self.pass.as_deref().is_some_and(|pass| pass.starts_with("oauth:"));
         if policy.refuse_login {
             return Reply::refuse("Login authentication failed");
         }
@@ -174,9 +164,7 @@ impl Session {
         let mut reply = Reply::default();
         for channel in channels_of(rest) {
             if self.channels.remove(&channel) {
-                reply.add(&format!(
-                    ":{nick}!{nick}@{nick}.tmi.twitch.tv PART #{channel}\r\n"
-                ));
+                reply.add(&format!(":{nick}!{nick}@{nick}.tmi.twitch.tv PART #{channel}\r\n"));
                 reply.parted.push(channel);
             }
         }
@@ -185,18 +173,13 @@ impl Session {
 
     fn unknown(&self, command: &str) -> Reply {
         let nick = self.login.as_deref().unwrap_or("you");
-        Reply::say(format!(
-            ":tmi.twitch.tv 421 {nick} {command} :Unknown command\r\n"
-        ))
+        Reply::say(format!(":tmi.twitch.tv 421 {nick} {command} :Unknown command\r\n"))
     }
 }
 
 impl Reply {
     fn say(text: String) -> Self {
-        Self {
-            text,
-            ..Self::default()
-        }
+        Self { text, ..Self::default() }
     }
 
     fn add(&mut self, text: &str) {
@@ -204,24 +187,17 @@ impl Reply {
     }
 
     fn refuse(why: &str) -> Self {
-        Self {
-            text: format!(":tmi.twitch.tv NOTICE * :{why}\r\n"),
-            close: true,
-            ..Self::default()
-        }
+        Self { text: format!(":tmi.twitch.tv NOTICE * :{why}\r\n"), close: true, ..Self::default() }
     }
 }
 
 /// The trailing parameter, or the first one.
 fn text_of(rest: &str) -> &str {
-    rest.strip_prefix(':')
-        .unwrap_or_else(|| rest.split(' ').next().unwrap_or(""))
+    rest.strip_prefix(':').unwrap_or_else(|| rest.split(' ').next().unwrap_or(""))
 }
 
 fn channels_of(rest: &str) -> impl Iterator<Item = String> {
-    let names = text_of(rest)
-        .split(',')
-        .filter_map(|name| name.trim().strip_prefix('#'));
+    let names = text_of(rest).split(',').filter_map(|name| name.trim().strip_prefix('#'));
     names.map(str::to_ascii_lowercase).filter(|name| is_login(name))
 }
 

@@ -15,9 +15,8 @@ struct Client {
 
 impl Client {
     async fn connect(simulator: &Simulator, says: &str) -> Self {
-        let mut client = Self {
-            socket: BufReader::new(TcpStream::connect(simulator.local_addr()).await.unwrap()),
-        };
+        let mut client =
+            Self { socket: BufReader::new(TcpStream::connect(simulator.local_addr()).await.unwrap()) };
         client.say(says).await;
         client
     }
@@ -62,32 +61,18 @@ async fn start(config: SimConfig) -> Simulator {
 
 fn id(line: &str) -> String {
     let tags = line.strip_prefix('@').unwrap().split(' ').next().unwrap();
-    tags.split(';')
-        .find_map(|tag| tag.strip_prefix("id="))
-        .unwrap()
-        .to_owned()
+    tags.split(';').find_map(|tag| tag.strip_prefix("id=")).unwrap().to_owned()
 }
 
 #[tokio::test]
 async fn a_connection_is_greeted_as_by_twitch() {
     let simulator = start(config(&["a"], 1, 0)).await;
     let mut client = Client::connect(&simulator, LOGIN).await;
-    assert_eq!(
-        client.line().await.unwrap(),
-        ":tmi.twitch.tv CAP * ACK :twitch.tv/tags twitch.tv/commands"
-    );
+    assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv CAP * ACK :twitch.tv/tags twitch.tv/commands");
     for number in ["001", "002", "003", "004", "375", "372", "376"] {
-        assert!(
-            client
-                .line()
-                .await
-                .unwrap()
-                .starts_with(&format!(":tmi.twitch.tv {number} justinfan1 :"))
-        );
+        assert!(client.line().await.unwrap().starts_with(&format!(":tmi.twitch.tv {number} justinfan1 :")));
     }
-    client
-        .say("JOIN #A,#quiet\r\nPING :are you there\r\nWHAT now\r\n")
-        .await;
+    client.say("JOIN #A,#quiet\r\nPING :are you there\r\nWHAT now\r\n").await;
     for channel in ["a", "quiet"] {
         let room = people::room_id(channel);
         for wanted in [
@@ -102,20 +87,11 @@ async fn a_connection_is_greeted_as_by_twitch() {
             assert_eq!(client.line().await.unwrap(), wanted);
         }
     }
-    assert_eq!(
-        client.line().await.unwrap(),
-        ":tmi.twitch.tv PONG tmi.twitch.tv :are you there"
-    );
-    assert_eq!(
-        client.line().await.unwrap(),
-        ":tmi.twitch.tv 421 justinfan1 WHAT :Unknown command"
-    );
+    assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv PONG tmi.twitch.tv :are you there");
+    assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv 421 justinfan1 WHAT :Unknown command");
     assert_eq!(simulator.stats().joined, 2);
     client.say("PART #quiet\r\n").await;
-    assert_eq!(
-        client.line().await.unwrap(),
-        ":justinfan1!justinfan1@justinfan1.tmi.twitch.tv PART #quiet"
-    );
+    assert_eq!(client.line().await.unwrap(), ":justinfan1!justinfan1@justinfan1.tmi.twitch.tv PART #quiet");
     simulator.shutdown().await;
     assert_eq!(client.line().await, None);
 }
@@ -140,16 +116,8 @@ async fn everybody_in_a_channel_gets_the_same_and_the_log_says_so() {
         }
     }
     assert_eq!(heard[0], heard[1]);
-    assert!(
-        heard[2].iter().all(|line| line.starts_with(':')),
-        "tags for one who did not ask"
-    );
-    assert!(
-        heard[0]
-            .iter()
-            .zip(&heard[2])
-            .all(|(tagged, bare)| tagged.ends_with(bare.as_str()))
-    );
+    assert!(heard[2].iter().all(|line| line.starts_with(':')), "tags for one who did not ask");
+    assert!(heard[0].iter().zip(&heard[2]).all(|(tagged, bare)| tagged.ends_with(bare.as_str())));
     let sent = simulator.sent().await;
     assert_eq!(sent.len(), 3 * 10_000 + 10_000);
     let to = |connection: Option<u64>| {
@@ -159,11 +127,7 @@ async fn everybody_in_a_channel_gets_the_same_and_the_log_says_so() {
     let ids: Vec<_> = heard[0].iter().map(|line| id(line)).collect();
     assert_eq!(to(Some(1)), ids);
     assert_eq!(to(Some(3)), ids);
-    assert!(
-        sent.iter()
-            .filter(|record| record.connection.is_none())
-            .all(|record| record.channel == "b")
-    );
+    assert!(sent.iter().filter(|record| record.connection.is_none()).all(|record| record.channel == "b"));
     assert_eq!(ids.iter().chain(&to(None)).collect::<BTreeSet<_>>().len(), 20_000);
     assert_eq!(simulator.stats().generated, 20_000);
     clients[0].say("PING :still here\r\n").await;
@@ -197,34 +161,18 @@ async fn faults_come_when_called() {
 
 #[tokio::test]
 async fn a_bad_login_is_refused_and_a_good_one_has_its_state() {
-    let simulator = start(SimConfig {
-        refuse_login: true,
-        ..config(&["a"], 1, 0)
-    })
-    .await;
+    let simulator = start(SimConfig { refuse_login: true, ..config(&["a"], 1, 0) }).await;
     let mut client = Client::connect(&simulator, "PASS oauth:x\r\nNICK me\r\nJOIN #a\r\n").await;
-    assert_eq!(
-        client.line().await.unwrap(),
-        ":tmi.twitch.tv NOTICE * :Login authentication failed"
-    );
+    assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv NOTICE * :Login authentication failed");
     assert_eq!(client.line().await, None);
     simulator.shutdown().await;
 
     let simulator = start(config(&["a"], 1, 0)).await;
     let mut client = Client::connect(&simulator, "PASS x\r\nNICK me\r\n").await;
-    assert_eq!(
-        client.line().await.unwrap(),
-        ":tmi.twitch.tv NOTICE * :Improperly formatted auth"
-    );
-    let mut client = Client::connect(
-        &simulator,
-        "CAP REQ :twitch.tv/commands\r\nPASS oauth:x\r\nNICK me\r\n",
-    )
-    .await;
-    assert_eq!(
-        client.until("GLOBALUSERSTATE").await,
-        ":tmi.twitch.tv GLOBALUSERSTATE"
-    );
+    assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv NOTICE * :Improperly formatted auth");
+    let mut client =
+        Client::connect(&simulator, "CAP REQ :twitch.tv/commands\r\nPASS oauth:x\r\nNICK me\r\n").await;
+    assert_eq!(client.until("GLOBALUSERSTATE").await, ":tmi.twitch.tv GLOBALUSERSTATE");
     client.say(&"x".repeat(10_000)).await;
     assert_eq!(client.line().await, None);
     simulator.shutdown().await;
@@ -232,10 +180,7 @@ async fn a_bad_login_is_refused_and_a_good_one_has_its_state() {
 
 #[tokio::test]
 async fn a_client_that_is_silent_is_pinged_then_closed() {
-    let quick = SimConfig {
-        ping_every: Duration::from_millis(20),
-        ..config(&["a"], 1, 0)
-    };
+    let quick = SimConfig { ping_every: Duration::from_millis(20), ..config(&["a"], 1, 0) };
     let simulator = start(quick).await;
     let mut client = Client::connect(&simulator, "").await;
     for _ in 0..3 {
@@ -247,20 +192,15 @@ async fn a_client_that_is_silent_is_pinged_then_closed() {
 
 #[tokio::test]
 async fn the_certificate_is_good_for_localhost() {
-    let simulator = start(SimConfig {
-        tls: true,
-        ..config(&["a"], 1, 0)
-    })
-    .await;
+    let simulator = start(SimConfig { tls: true, ..config(&["a"], 1, 0) }).await;
     let mut roots = rustls::RootCertStore::empty();
     let pem = simulator.ca_pem().unwrap().as_bytes();
     let ca =
         <rustls::pki_types::CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(pem);
     roots.add(ca.unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap();
+    let client =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let client = client.with_root_certificates(roots).with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     for name in ["localhost", "127.0.0.1"] {
@@ -278,10 +218,7 @@ async fn the_certificate_is_good_for_localhost() {
 async fn what_cannot_be_simulated_is_refused() {
     for (wrong, channels) in [("no channel", vec![]), ("bad name", vec!["a b".to_owned()])] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let config = SimConfig {
-            channels,
-            ..config(&[], 1, 0)
-        };
+        let config = SimConfig { channels, ..config(&[], 1, 0) };
         assert!(Simulator::start(config, listener).await.is_err(), "{wrong}");
     }
 }

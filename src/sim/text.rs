@@ -38,11 +38,7 @@ impl Text {
         self.emotes.clear();
         let kind = rng.u8(0..100);
         self.action = kind < 4;
-        self.bits = if kind >= 98 {
-            [1, 100, 500, 1000][rng.usize(0..4)]
-        } else {
-            0
-        };
+        self.bits = if kind >= 98 { [1, 100, 500, 1000][rng.usize(0..4)] } else { 0 };
         let mut emotes_left = if kind % 4 == 1 { rng.u8(1..4) } else { 0 };
         let length = rng.usize(40..200);
         let mut chars = 0;
@@ -56,8 +52,7 @@ impl Text {
                 let emote = rng.usize(0..EMOTES.len());
                 emotes_left -= 1;
                 self.bytes.extend_from_slice(EMOTES[emote].1.as_bytes());
-                self.emotes
-                    .push((emote, chars, chars + self.emote_chars[emote] - 1));
+                self.emotes.push((emote, chars, chars + self.emote_chars[emote] - 1));
                 chars += self.emote_chars[emote];
             } else {
                 let word = rng.usize(0..WORDS.len());

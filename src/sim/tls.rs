@@ -15,8 +15,7 @@ use super::SimError;
 /// The acceptor for `localhost` and `127.0.0.1`, and the authority's certificate as PEM.
 pub(super) fn acceptor() -> Result<(TlsAcceptor, String), SimError> {
     let mut ca = CertificateParams::default();
-    ca.distinguished_name
-        .push(DnType::CommonName, "Inlet simulated Twitch CA");
+    ca.distinguished_name.push(DnType::CommonName, "Inlet simulated Twitch CA");
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_key = KeyPair::generate()?;

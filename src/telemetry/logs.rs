@@ -59,41 +59,27 @@ impl LogArgs {
             _ => Err(format!("{text:?} is neither json nor text")),
         });
         let level = problems.parse("LOG_LEVEL", &self.log_level, |text| {
-            text.parse::<EnvFilter>()
-                .map(|_| text.to_owned())
-                .map_err(|error| error.to_string())
+            text.parse::<EnvFilter>().map(|_| text.to_owned()).map_err(|error| error.to_string())
         });
         let on_cloud_run = environment.get("K_SERVICE").is_some();
-        let usual = if on_cloud_run || !std::io::stderr().is_terminal() {
-            LogFormat::Json
-        } else {
-            LogFormat::Text
-        };
-        Some(LogConfig {
-            format: format?.unwrap_or(usual),
-            level: level?,
-        })
+        let usual =
+            if on_cloud_run || !std::io::stderr().is_terminal() { LogFormat::Json } else { LogFormat::Text };
+        Some(LogConfig { format: format?.unwrap_or(usual), level: level? })
     }
 }
 
 /// Starts the log of this process. The second call of a process changes nothing.
 pub fn start(config: &LogConfig, clock: Clock) {
-    // Libraries at `warn`: what they say at `info` is about every connection, and we say that ourselves.
+    // Libraries at `warn`; `async-nats` not at all: it says at every loss of a connection what we say ourselves.
     let filter = if config.level.contains(['=', ',']) {
         EnvFilter::new(&config.level)
     } else {
-        EnvFilter::new(format!("warn,inlet={}", config.level))
+        EnvFilter::new(format!("warn,async_nats=off,inlet={}", config.level))
     };
     let colour = config.format == LogFormat::Text && std::io::stderr().is_terminal();
-    let lines = Lines {
-        format: config.format,
-        colour,
-        clock,
-    };
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .event_format(lines);
+    let lines = Lines { format: config.format, colour, clock };
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines);
     if log.try_init().is_err() {
         tracing::debug!("the log was started before");
     }
@@ -113,10 +99,7 @@ where
     fn format_event(&self, _: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
-        let message = fields
-            .0
-            .remove("message")
-            .map_or_else(String::new, |value| as_text(&value));
+        let message = fields.0.remove("message").map_or_else(String::new, |value| as_text(&value));
         let level = *event.metadata().level();
         let component = component(event.metadata().target());
         match self.format {
@@ -153,18 +136,10 @@ impl Lines {
         message: &str,
         fields: &Map<String, Value>,
     ) -> fmt::Result {
-        let (start, end) = if self.colour {
-            (colour(level), "\x1b[0m")
-        } else {
-            ("", "")
-        };
+        let (start, end) = if self.colour { (colour(level), "\x1b[0m") } else { ("", "") };
         let time = format!("{:.3}", self.clock.now());
         let time = time.get(11..23).unwrap_or(&time);
-        write!(
-            writer,
-            "{time} {start}{:<5}{end} {component}: {message}",
-            level.as_str()
-        )?;
+        write!(writer, "{time} {start}{:<5}{end} {component}: {message}", level.as_str())?;
         for (name, value) in fields {
             write!(writer, " {name}={}", as_text(value))?;
         }
@@ -192,10 +167,7 @@ fn colour(level: Level) -> &'static str {
 
 /// `inlet::source::twitch::joins` is said as `source.twitch.joins`.
 fn component(target: &str) -> String {
-    target
-        .strip_prefix("inlet::")
-        .unwrap_or(target)
-        .replace("::", ".")
+    target.strip_prefix("inlet::").unwrap_or(target).replace("::", ".")
 }
 
 fn as_text(value: &Value) -> String {

@@ -66,15 +66,9 @@ impl Register<'_> {
     /// A counter for each value of `L`.
     pub fn counters<L: Label>(&self, name: &str, help: &str, label: &str) -> prometheus::Result<Counters<L>> {
         let family = IntCounterVec::new(Opts::new(name, help).namespace("inlet"), &[label])?;
-        let counters = L::ALL
-            .iter()
-            .map(|value| family.with_label_values(&[value.as_str()]))
-            .collect();
+        let counters = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
         self.add(family)?;
-        Ok(Counters {
-            counters,
-            label: PhantomData,
-        })
+        Ok(Counters { counters, label: PhantomData })
     }
 
     /// A counter for each pair of values.
@@ -87,38 +81,23 @@ impl Register<'_> {
         let family = IntCounterVec::new(Opts::new(name, help).namespace("inlet"), &labels)?;
         let counters = A::ALL
             .iter()
-            .flat_map(|a| {
-                B::ALL
-                    .iter()
-                    .map(|b| family.with_label_values(&[a.as_str(), b.as_str()]))
-            })
+            .flat_map(|a| B::ALL.iter().map(|b| family.with_label_values(&[a.as_str(), b.as_str()])))
             .collect();
         self.add(family)?;
-        Ok(CountersBy {
-            counters,
-            labels: PhantomData,
-        })
+        Ok(CountersBy { counters, labels: PhantomData })
     }
 
     /// A gauge for each value of `L`.
     pub fn gauges<L: Label>(&self, name: &str, help: &str, label: &str) -> prometheus::Result<Gauges<L>> {
         let family = IntGaugeVec::new(Opts::new(name, help).namespace("inlet"), &[label])?;
-        let gauges = L::ALL
-            .iter()
-            .map(|value| family.with_label_values(&[value.as_str()]))
-            .collect();
+        let gauges = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
         self.add(family)?;
-        Ok(Gauges {
-            gauges,
-            label: PhantomData,
-        })
+        Ok(Gauges { gauges, label: PhantomData })
     }
 
     /// A histogram of seconds with the buckets of [`LATENCY_BUCKETS`].
     pub fn latency(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
-        let options = HistogramOpts::new(name, help)
-            .namespace("inlet")
-            .buckets(LATENCY_BUCKETS.to_vec());
+        let options = HistogramOpts::new(name, help).namespace("inlet").buckets(LATENCY_BUCKETS.to_vec());
         self.add(Histogram::with_opts(options)?)
     }
 
@@ -129,14 +108,9 @@ impl Register<'_> {
         help: &str,
         label: &str,
     ) -> prometheus::Result<Vec<Histogram>> {
-        let options = HistogramOpts::new(name, help)
-            .namespace("inlet")
-            .buckets(LATENCY_BUCKETS.to_vec());
+        let options = HistogramOpts::new(name, help).namespace("inlet").buckets(LATENCY_BUCKETS.to_vec());
         let family = HistogramVec::new(options, &[label])?;
-        let histograms = L::ALL
-            .iter()
-            .map(|value| family.with_label_values(&[value.as_str()]))
-            .collect();
+        let histograms = L::ALL.iter().map(|value| family.with_label_values(&[value.as_str()])).collect();
         self.add(family)?;
         Ok(histograms)
     }

@@ -27,10 +27,7 @@ async fn service(simulator: &Simulator) -> Inlet {
 /// The bodies in the stream; dead letters are not shown by `tail`.
 fn envelopes(inlet: &Inlet, count: u64) -> Vec<Value> {
     let (port, count) = (inlet.port.to_string(), count.to_string());
-    let output = run(
-        &["tail", "--json", "--after", "0", "--count", &count],
-        &[("PORT", &port)],
-    );
+    let output = run(&["tail", "--json", "--after", "0", "--count", &count], &[("PORT", &port)]);
     String::from_utf8(output.stdout)
         .unwrap()
         .lines()
@@ -67,18 +64,10 @@ async fn every_kind_of_bad_line_is_counted_and_the_connection_lives() {
     simulator.control(Command::Raw(bytes)).await;
     let metrics = inlet.settled(12).await;
     metrics.assert_account_closes();
-    for (kind, count) in [
-        ("invalid_utf8", 2),
-        ("too_long", 1),
-        ("empty", 2),
-        ("not_normalizable", 1),
-        ("unparsable", 2),
-    ] {
-        assert_eq!(
-            metrics.get(&format!("inlet_twitch_bad_lines_total{{kind=\"{kind}\"}}")),
-            count,
-            "{kind}"
-        );
+    for (kind, count) in
+        [("invalid_utf8", 2), ("too_long", 1), ("empty", 2), ("not_normalizable", 1), ("unparsable", 2)]
+    {
+        assert_eq!(metrics.get(&format!("inlet_twitch_bad_lines_total{{kind=\"{kind}\"}}")), count, "{kind}");
     }
     assert_eq!(metrics.get("inlet_twitch_emote_ranges_dropped_total"), 3);
     assert_eq!(metrics.sum("inlet_events_deadlettered_total"), 4);
@@ -90,22 +79,10 @@ async fn every_kind_of_bad_line_is_counted_and_the_connection_lives() {
         .collect();
     assert_eq!(
         texts,
-        [
-            "a\u{fffd}\u{fffd}b",
-            "Kappa",
-            "Kappa",
-            "no tags at all",
-            "no sign",
-            "-",
-            "a\0b",
-            "the end"
-        ]
+        ["a\u{fffd}\u{fffd}b", "Kappa", "Kappa", "no tags at all", "no sign", "-", "a\0b", "the end"]
     );
     let log = inlet.log();
-    assert!(
-        !log.contains("no tags at all") && !log.contains("panicked"),
-        "{log}"
-    );
+    assert!(!log.contains("no tags at all") && !log.contains("panicked"), "{log}");
 }
 
 #[tokio::test]
@@ -138,34 +115,18 @@ async fn a_message_too_large_for_the_server_becomes_a_dead_letter_that_fits() {
     let nats = crate::harness::nats::Nats::with_config("max_payload: 2048").await;
     let simulator = simulator().await;
     let url = format!("irc://{}", simulator.local_addr());
-    let inlet = Inlet::serve(&[
-        ("TWITCH_CHANNELS", "alpha"),
-        ("TWITCH_IRC_URL", &url),
-        ("NATS_URL", &nats.url()),
-    ])
-    .await;
+    let inlet =
+        Inlet::serve(&[("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &url), ("NATS_URL", &nats.url())])
+            .await;
     inlet.ready().await;
-    let large = format!(
-        "@id=large;user-id=1 :n!n@n PRIVMSG #alpha :{}\r\n",
-        "x".repeat(3_000)
-    );
+    let large = format!("@id=large;user-id=1 :n!n@n PRIVMSG #alpha :{}\r\n", "x".repeat(3_000));
     simulator.control(Command::Raw(large.into_bytes())).await;
-    simulator
-        .control(Command::Raw(
-            b"@id=small;user-id=1 :n!n@n PRIVMSG #alpha :small\r\n".to_vec(),
-        ))
-        .await;
+    simulator.control(Command::Raw(b"@id=small;user-id=1 :n!n@n PRIVMSG #alpha :small\r\n".to_vec())).await;
     let metrics = inlet.settled(2).await;
     metrics.assert_account_closes();
-    assert_eq!(
-        metrics.get("inlet_events_deadlettered_total{reason=\"too_large\",source=\"twitch\"}"),
-        1
-    );
+    assert_eq!(metrics.get("inlet_events_deadlettered_total{reason=\"too_large\",source=\"twitch\"}"), 1);
     let found = crate::harness::stream::read(&nats.url(), "INLET").await;
-    let letter = found
-        .iter()
-        .find(|message| message.subject == "internal.deadletter.v1")
-        .unwrap();
+    let letter = found.iter().find(|message| message.subject == "internal.deadletter.v1").unwrap();
     assert_eq!(
         (letter.body["reason"].as_str(), letter.body["truncated"].as_bool()),
         (Some("too_large"), Some(true))
@@ -181,12 +142,9 @@ async fn a_line_that_lies_about_its_time_is_taken_as_it_says() {
     let simulator = simulator().await;
     let inlet = service(&simulator).await;
     // Long ago: looked for in the stream before it is sent, and sent. In the far future, and no number at all.
-    for (id, time) in [
-        ("old", "1000000000000"),
-        ("new", "99999999999999"),
-        ("odd", "soon"),
-        ("old", "1000000000000"),
-    ] {
+    for (id, time) in
+        [("old", "1000000000000"), ("new", "99999999999999"), ("odd", "soon"), ("old", "1000000000000")]
+    {
         let line = format!("@id={id};user-id=1;tmi-sent-ts={time} :n!n@n PRIVMSG #alpha :{id}\r\n");
         simulator.control(Command::Raw(line.into_bytes())).await;
     }

@@ -34,10 +34,7 @@ async fn nats_restarted_loses_nothing_and_doubles_nothing() {
     let metrics = inlet.settled(sent.len() as u64).await;
     metrics.assert_account_closes();
     assert_eq!(metrics.sum("inlet_events_refused_total"), 0);
-    assert!(
-        metrics.sum("inlet_publish_retries_total") > 0,
-        "the outage was felt"
-    );
+    assert!(metrics.sum("inlet_publish_retries_total") > 0, "the outage was felt");
     assert_holds_exactly(&read(&nats.url(), "INLET").await, &sent);
 }
 
@@ -61,11 +58,7 @@ async fn nats_paused_loses_nothing_and_doubles_nothing() {
 async fn while_the_bus_is_away_the_door_fills_and_then_refuses_and_counts() {
     let mut nats = Nats::start().await;
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "1000", "--count", "12000"]).await;
-    let small = [
-        ("INTAKE_MAX_EVENTS", "500"),
-        ("INTAKE_WAIT", "200ms"),
-        ("PUBLISH_MAX_IN_FLIGHT", "100"),
-    ];
+    let small = [("INTAKE_MAX_EVENTS", "500"), ("INTAKE_WAIT", "200ms"), ("PUBLISH_MAX_IN_FLIGHT", "100")];
     let inlet = service(&simulator, &nats, &small).await;
     simulator.has_sent(1_000).await;
     nats.kill();
@@ -76,11 +69,7 @@ async fn while_the_bus_is_away_the_door_fills_and_then_refuses_and_counts() {
     assert_eq!(inlet.waiting_for().await, ["bus"]);
     let (status, health) = inlet.json("/healthz").await;
     assert_eq!(
-        (
-            status,
-            health["status"].as_str(),
-            health["parts"]["bus"]["state"].as_str()
-        ),
+        (status, health["status"].as_str(), health["parts"]["bus"]["state"].as_str()),
         (200, Some("degraded"), Some("away"))
     );
     let pending = inlet.metrics().await.sum("inlet_events_pending");
@@ -92,11 +81,7 @@ async fn while_the_bus_is_away_the_door_fills_and_then_refuses_and_counts() {
     metrics.assert_account_closes();
     let found = read(&nats.url(), "INLET").await;
     let refused = metrics.sum("inlet_events_refused_total");
-    assert_eq!(
-        found.len() as u64 + refused,
-        sent.len() as u64,
-        "in the stream or refused and counted"
-    );
+    assert_eq!(found.len() as u64 + refused, sent.len() as u64, "in the stream or refused and counted");
     // What is there is there once and in the order it was sent.
     let kept: std::collections::HashSet<_> = found
         .iter()
@@ -138,10 +123,7 @@ async fn a_dropped_connection_is_made_again_and_shown() {
     .await;
     inlet.ready().await;
     let (_, page) = inlet.json("/_debug/twitch").await;
-    assert!(
-        page["lastReconnectAt"].is_string() && page["lastError"]["code"].is_string(),
-        "{page}"
-    );
+    assert!(page["lastReconnectAt"].is_string() && page["lastError"]["code"].is_string(), "{page}");
     assert_eq!(inlet.metrics().await.get("inlet_twitch_reconnects_total"), 1);
     let before = inlet.metrics().await.sum("inlet_events_published_total");
     eventually("chat flows again", || async {
@@ -195,11 +177,8 @@ async fn a_refused_login_is_a_state_and_not_the_end() {
 async fn a_channel_that_never_answers_is_named() {
     let simulator =
         Simulator::start(&["--channels", "alpha", "--rate", "100", "--ignore-join", "ghost"]).await;
-    let inlet = Inlet::serve(&[
-        ("TWITCH_CHANNELS", "ghost alpha"),
-        ("TWITCH_IRC_URL", &simulator.url()),
-    ])
-    .await;
+    let inlet =
+        Inlet::serve(&[("TWITCH_CHANNELS", "ghost alpha"), ("TWITCH_IRC_URL", &simulator.url())]).await;
     eventually("alpha is joined", || async {
         let (_, page) = inlet.json("/_debug/twitch").await;
         (page["channels"][0]["name"] == "alpha" && page["channels"][0]["state"] == "joined").then_some(())
@@ -234,17 +213,10 @@ async fn the_embedded_stream_survives_being_killed() {
         let mut ids: Vec<_> = lines
             .lines()
             .map(|line| {
-                serde_json::from_str::<serde_json::Value>(line).unwrap()["id"]
-                    .as_str()
-                    .unwrap()
-                    .to_owned()
+                serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned()
             })
             .collect();
-        assert_eq!(
-            ids.len() as u64,
-            acknowledged,
-            "round {round}: what was acknowledged is there"
-        );
+        assert_eq!(ids.len() as u64, acknowledged, "round {round}: what was acknowledged is there");
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len() as u64, acknowledged, "round {round}: once");

@@ -19,9 +19,7 @@ use serde_json::Value;
 use crate::harness::inlet::{Inlet, run};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 fn assert_golden(name: &str, actual: &str) {
@@ -33,11 +31,7 @@ fn assert_golden(name: &str, actual: &str) {
     for (line, (actual, expected)) in actual.lines().zip(expected.lines()).enumerate() {
         assert_eq!(actual, expected, "{name}, line {}", line + 1);
     }
-    assert_eq!(
-        actual.lines().count(),
-        expected.lines().count(),
-        "lines of {name}"
-    );
+    assert_eq!(actual.lines().count(), expected.lines().count(), "lines of {name}");
 }
 
 /// The envelopes of the fixture's lines, taken in at a fixed time.
@@ -46,15 +40,10 @@ fn envelopes(shared_chat: SharedChatMode) -> Vec<String> {
     let metrics = Arc::new(TwitchMetrics::new(&prometheus::Registry::new()).unwrap());
     let normalizer = Normalizer::new(Origin::Replay, shared_chat, metrics);
     let mut lines = Lines::new();
-    lines
-        .buffer()
-        .extend_from_slice(&std::fs::read(fixture("chat.irc")).unwrap());
+    lines.buffer().extend_from_slice(&std::fs::read(fixture("chat.irc")).unwrap());
     let mut written = Vec::new();
     while let Some(line) = lines.next_line() {
-        let taken_in = TakenIn {
-            at: clock.now(),
-            instant: Instant::now(),
-        };
+        let taken_in = TakenIn { at: clock.now(), instant: Instant::now() };
         let Reading::Draft(draft) = normalizer.read(line, taken_in) else {
             continue;
         };
@@ -71,14 +60,8 @@ fn envelopes(shared_chat: SharedChatMode) -> Vec<String> {
 
 #[test]
 fn envelopes_are_as_they_were() {
-    assert_golden(
-        "chat.envelopes.jsonl",
-        &(envelopes(SharedChatMode::SourceOnly).join("\n") + "\n"),
-    );
-    assert_golden(
-        "chat.envelopes-all.jsonl",
-        &(envelopes(SharedChatMode::All).join("\n") + "\n"),
-    );
+    assert_golden("chat.envelopes.jsonl", &(envelopes(SharedChatMode::SourceOnly).join("\n") + "\n"));
+    assert_golden("chat.envelopes-all.jsonl", &(envelopes(SharedChatMode::All).join("\n") + "\n"));
 }
 
 #[test]
@@ -86,19 +69,11 @@ fn the_schema_holds_for_every_golden_envelope_and_dead_letter() {
     let schema: Value = serde_json::from_str(include_str!("../../docs/envelope-v1.schema.json")).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let mut types = BTreeMap::new();
-    for line in envelopes(SharedChatMode::All)
-        .iter()
-        .filter(|line| !line.starts_with('#'))
-    {
+    for line in envelopes(SharedChatMode::All).iter().filter(|line| !line.starts_with('#')) {
         let envelope: Value = serde_json::from_str(line).unwrap();
-        let problems: Vec<_> = validator
-            .iter_errors(&envelope)
-            .map(|error| error.to_string())
-            .collect();
+        let problems: Vec<_> = validator.iter_errors(&envelope).map(|error| error.to_string()).collect();
         assert!(problems.is_empty(), "{problems:?} in {line}");
-        *types
-            .entry(envelope["type"].as_str().unwrap().to_owned())
-            .or_insert(0) += 1;
+        *types.entry(envelope["type"].as_str().unwrap().to_owned()).or_insert(0) += 1;
     }
     assert_eq!(types.len(), 3, "{types:?}");
     // And it is a schema that can fail.
@@ -119,15 +94,8 @@ fn what_replay_publishes_is_what_an_independent_reading_of_the_contract_expects(
             ("TWITCH_SHARED_CHAT", mode),
             ("LOG_LEVEL", "error"),
         ];
-        let output = run(
-            &["replay", "--show", "--json", lines.to_str().unwrap()],
-            &environment,
-        );
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
         let (published, summary) = text.trim_end().rsplit_once('\n').unwrap();
         let summary: Value = serde_json::from_str(summary).unwrap();
@@ -143,11 +111,7 @@ fn what_replay_publishes_is_what_an_independent_reading_of_the_contract_expects(
             .args(["--shared-chat", mode])
             .output()
             .unwrap();
-        assert!(
-            check.status.success(),
-            "{mode}: {}",
-            String::from_utf8_lossy(&check.stdout)
-        );
+        assert!(check.status.success(), "{mode}: {}", String::from_utf8_lossy(&check.stdout));
     }
 }
 
@@ -179,14 +143,10 @@ fn every_setting_is_in_the_readme_and_in_the_example() {
         .collect();
     assert!(names.len() > 30, "{names:?}");
     names.extend(["ADMIN_TOKEN".to_owned(), "TWITCH_BOT_ACCESS_TOKEN".to_owned()]);
-    for (file, text) in [
-        ("README.md", include_str!("../../README.md")),
-        (".env.example", include_str!("../../.env.example")),
-    ] {
-        let missing: Vec<_> = names
-            .iter()
-            .filter(|name| !text.contains(name.as_str()))
-            .collect();
+    for (file, text) in
+        [("README.md", include_str!("../../README.md")), (".env.example", include_str!("../../.env.example"))]
+    {
+        let missing: Vec<_> = names.iter().filter(|name| !text.contains(name.as_str())).collect();
         assert!(missing.is_empty(), "{file} lacks {missing:?}");
     }
     let known = |name: &str| names.contains(name.trim_end_matches("_FILE")) || names.contains(name);
@@ -199,8 +159,5 @@ fn every_setting_is_in_the_readme_and_in_the_example() {
             name.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !known(name) && *name != "INLET_URL"
         })
         .collect();
-    assert!(
-        foreign.is_empty(),
-        ".env.example names {foreign:?}, which do not exist"
-    );
+    assert!(foreign.is_empty(), ".env.example names {foreign:?}, which do not exist");
 }

@@ -21,11 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A port nobody listens on now.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Waits for a condition instead of sleeping, up to [`PATIENCE`].
@@ -44,10 +40,7 @@ pub async fn within<T, F: Future<Output = Option<T>>>(
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "still waiting after {patience:?}: {what}"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "still waiting after {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -25,20 +25,14 @@ async fn day_one_no_channels_and_everything_answers() {
         assert_eq!(inlet.get(path).await.unwrap().status(), 200, "{path}");
     }
     let (_, health) = inlet.json("/healthz").await;
-    assert_eq!(
-        (&health["status"], &health["service"]),
-        (&"ok".into(), &"inlet".into())
-    );
+    assert_eq!((&health["status"], &health["service"]), (&"ok".into(), &"inlet".into()));
     assert_eq!(health["parts"]["twitch"]["state"], "disabled");
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(inlet.json("/_debug/twitch").await.1["state"], "disabled");
     let log = inlet.log();
     assert_eq!(log.matches("TWITCH_CHANNELS").count(), 1, "{log}");
     let first: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
-    assert!(
-        first["message"].as_str().unwrap().starts_with("inlet 0."),
-        "{first}"
-    );
+    assert!(first["message"].as_str().unwrap().starts_with("inlet 0."), "{first}");
     for field in ["timestamp", "severity", "service", "component"] {
         assert!(first[field].is_string(), "{field} in {first}");
     }
@@ -49,43 +43,25 @@ async fn day_one_no_channels_and_everything_answers() {
 async fn errors_have_one_form_and_every_answer_its_request_id() {
     let inlet = Inlet::serve(&[]).await;
     let client = inlet.client();
-    let missing = client
-        .get(inlet.url("/nothing"))
-        .header("x-request-id", "caller-7")
-        .send()
-        .await
-        .unwrap();
+    let missing = client.get(inlet.url("/nothing")).header("x-request-id", "caller-7").send().await.unwrap();
     assert_eq!(
         (missing.status().as_u16(), &missing.headers()["x-request-id"]),
         (404, &"caller-7".parse().unwrap())
     );
     let body: Value = missing.json().await.unwrap();
-    assert_eq!(
-        (&body["error"]["code"], &body["requestId"]),
-        (&"not_found".into(), &"caller-7".into())
-    );
+    assert_eq!((&body["error"]["code"], &body["requestId"]), (&"not_found".into(), &"caller-7".into()));
 
     let wrong = client.post(inlet.url("/metrics")).send().await.unwrap();
     assert_eq!(wrong.status(), 405);
-    assert_eq!(
-        wrong.json::<Value>().await.unwrap()["error"]["code"],
-        "method_not_allowed"
-    );
+    assert_eq!(wrong.json::<Value>().await.unwrap()["error"]["code"], "method_not_allowed");
     for bad in ["", "with space", &"x".repeat(129), "é"] {
-        let response = client
-            .get(inlet.url("/livez"))
-            .header("x-request-id", bad.as_bytes())
-            .send()
-            .await
-            .unwrap();
+        let response =
+            client.get(inlet.url("/livez")).header("x-request-id", bad.as_bytes()).send().await.unwrap();
         let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
         assert!(id != bad && id.len() == 36, "{id}");
     }
     let metrics = inlet.metrics().await;
-    assert_eq!(
-        metrics.get("inlet_http_requests_total{route=\"unmatched\",status=\"4xx\"}"),
-        1
-    );
+    assert_eq!(metrics.get("inlet_http_requests_total{route=\"unmatched\",status=\"4xx\"}"), 1);
     assert_eq!(metrics.get("inlet_errors_total{code=\"not_found\"}"), 1);
 }
 
@@ -102,10 +78,7 @@ async fn without_a_token_only_this_machine_sees_the_inside() {
             };
             let response = request.header(name, value).send().await.unwrap();
             assert_eq!(response.status(), 403, "{path} {name}");
-            assert_eq!(
-                response.json::<Value>().await.unwrap()["error"]["code"],
-                "loopback_only"
-            );
+            assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], "loopback_only");
         }
     }
 }
@@ -154,10 +127,7 @@ impl Events {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self {
-            body: Box::pin(response.bytes_stream()),
-            bytes: Vec::new(),
-        }
+        Self { body: Box::pin(response.bytes_stream()), bytes: Vec::new() }
     }
 
     /// The next event's block, comments left out; `None` at the end.
@@ -170,9 +140,7 @@ impl Events {
                 }
                 continue;
             }
-            let piece = tokio::time::timeout(crate::harness::PATIENCE, self.body.next())
-                .await
-                .unwrap()?;
+            let piece = tokio::time::timeout(crate::harness::PATIENCE, self.body.next()).await.unwrap()?;
             self.bytes.extend_from_slice(&piece.ok()?);
         }
     }
@@ -200,45 +168,25 @@ async fn the_stream_is_followed_resumed_filtered_and_ended() {
     for position in 1..=50 {
         assert_eq!(all.envelope().await.0, position);
     }
-    let mut beta = Events::open(
-        &inlet,
-        "?channel=Beta&platform=twitch&type=external.chat.message.v1",
-        Some("0"),
-    )
-    .await;
+    let mut beta =
+        Events::open(&inlet, "?channel=Beta&platform=twitch&type=external.chat.message.v1", Some("0")).await;
     for _ in 0..20 {
         assert_eq!(beta.envelope().await.1["source"]["channel"], "beta");
     }
     // Both places are taken.
     let full = inlet.get("/v1/stream").await.unwrap();
-    assert_eq!(
-        (full.status().as_u16(), full.headers().contains_key("retry-after")),
-        (503, true)
-    );
-    assert_eq!(
-        full.json::<Value>().await.unwrap()["error"]["code"],
-        "too_many_clients"
-    );
+    assert_eq!((full.status().as_u16(), full.headers().contains_key("retry-after")), (503, true));
+    assert_eq!(full.json::<Value>().await.unwrap()["error"]["code"], "too_many_clients");
     drop(all);
-    eventually("a place", || async {
-        (inlet.get("/v1/stream").await?.status() == 200).then_some(())
-    })
-    .await;
+    eventually("a place", || async { (inlet.get("/v1/stream").await?.status() == 200).then_some(()) }).await;
     // Resuming misses and repeats nothing.
     drop(beta);
-    eventually("two places", || async {
-        (inlet.get("/v1/stream").await?.status() == 200).then_some(())
-    })
-    .await;
+    eventually("two places", || async { (inlet.get("/v1/stream").await?.status() == 200).then_some(()) })
+        .await;
     let mut resumed = Events::open(&inlet, "", Some("30")).await;
     assert_eq!(resumed.envelope().await.0, 31);
-    let bad = inlet
-        .client()
-        .get(inlet.url("/v1/stream"))
-        .header("last-event-id", "soon")
-        .send()
-        .await
-        .unwrap();
+    let bad =
+        inlet.client().get(inlet.url("/v1/stream")).header("last-event-id", "soon").send().await.unwrap();
     assert_eq!(bad.status(), 400);
     // Shutdown ends it and says so.
     inlet.child.signal("TERM");
@@ -254,18 +202,11 @@ async fn the_stream_is_followed_resumed_filtered_and_ended() {
 async fn a_client_that_does_not_read_is_let_go_and_costs_nothing() {
     use tokio::io::AsyncWriteExt as _;
     let simulator = Simulator::start(&["--channels", "alpha", "--rate", "3000"]).await;
-    let settings = [
-        ("TWITCH_CHANNELS", "alpha"),
-        ("TWITCH_IRC_URL", &*simulator.url()),
-        ("STREAM_MAX_CLIENTS", "1"),
-    ];
+    let settings =
+        [("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &*simulator.url()), ("STREAM_MAX_CLIENTS", "1")];
     let inlet = Inlet::serve(&settings).await;
-    let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", inlet.port))
-        .await
-        .unwrap();
-    idle.write_all(b"GET /v1/stream HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        .await
-        .unwrap();
+    let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", inlet.port)).await.unwrap();
+    idle.write_all(b"GET /v1/stream HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     eventually("the place is taken", || async {
         (inlet.get("/v1/stream").await?.status() == 503).then_some(())
     })
@@ -285,14 +226,8 @@ async fn probe_says_how_the_service_is_by_its_exit_code() {
     let mut inlet = Inlet::serve(&[]).await;
     let port = inlet.port.to_string();
     assert_eq!(run(&["probe"], &[("PORT", &port)]).status.code(), Some(0));
-    assert_eq!(
-        run(&["probe", "/readyz", "--port", &port], &[]).status.code(),
-        Some(0)
-    );
-    assert_eq!(
-        run(&["probe", "/nothing"], &[("PORT", &port)]).status.code(),
-        Some(1)
-    );
+    assert_eq!(run(&["probe", "/readyz", "--port", &port], &[]).status.code(), Some(0));
+    assert_eq!(run(&["probe", "/nothing"], &[("PORT", &port)]).status.code(), Some(1));
     inlet.terminate(Duration::from_secs(5)).await;
     assert_eq!(run(&["probe"], &[("PORT", &port)]).status.code(), Some(1));
 }

@@ -21,10 +21,7 @@ async fn everything_sent_is_in_the_stream_once_and_in_order() {
     .await;
     let sent = simulator.has_finished(20_000).await;
     let metrics = inlet.settled(sent.len() as u64).await;
-    assert_eq!(
-        metrics.get("inlet_events_published_total{source=\"twitch\"}"),
-        sent.len() as u64
-    );
+    assert_eq!(metrics.get("inlet_events_published_total{source=\"twitch\"}"), sent.len() as u64);
     metrics.assert_account_closes();
     let found = read(&nats.url(), "INLET").await;
     assert_holds_exactly(&found, &sent);
@@ -36,18 +33,9 @@ async fn everything_sent_is_in_the_stream_once_and_in_order() {
     assert_eq!(message.subject, "internal.ingress.v1");
     assert_eq!(message.headers["type"], "external.chat.message.v1");
     let trace = message.body["traceId"].as_str().unwrap();
-    assert_eq!(
-        message.headers["traceparent"],
-        format!("00-{trace}-{}-01", &trace[16..])
-    );
-    assert_eq!(
-        message.headers["Nats-Msg-Id"],
-        message.body["id"].as_str().unwrap()
-    );
-    assert!(
-        !message.headers.contains_key("Inlet-User"),
-        "only with enrichment"
-    );
+    assert_eq!(message.headers["traceparent"], format!("00-{trace}-{}-01", &trace[16..]));
+    assert_eq!(message.headers["Nats-Msg-Id"], message.body["id"].as_str().unwrap());
+    assert!(!message.headers.contains_key("Inlet-User"), "only with enrichment");
 }
 
 #[tokio::test]
@@ -70,10 +58,8 @@ async fn sigterm_leaves_everything_taken_in_in_the_stream() {
     assert!(found.len() > 5_000 && sent.len() >= found.len());
     for channel in CHANNELS.split(',') {
         let of_channel = |in_channel: &str| in_channel == channel;
-        let count = found
-            .iter()
-            .filter(|m| of_channel(m.body["source"]["channel"].as_str().unwrap()))
-            .count();
+        let count =
+            found.iter().filter(|m| of_channel(m.body["source"]["channel"].as_str().unwrap())).count();
         let mut kept = 0;
         sent.retain(|(in_channel, _)| {
             let is_kept = !of_channel(in_channel) || kept < count;
@@ -87,10 +73,7 @@ async fn sigterm_leaves_everything_taken_in_in_the_stream() {
 #[tokio::test]
 async fn the_same_path_on_the_embedded_stream_and_through_tail() {
     let simulator = Simulator::start(&["--channels", "alpha", "--rate", "500", "--count", "2000"]).await;
-    let settings = [
-        ("TWITCH_CHANNELS", "#Alpha"),
-        ("TWITCH_IRC_URL", &simulator.url()),
-    ];
+    let settings = [("TWITCH_CHANNELS", "#Alpha"), ("TWITCH_IRC_URL", &simulator.url())];
     let mut inlet = Inlet::serve(&settings).await;
     let sent = simulator.has_finished(2_000).await;
     let metrics = inlet.settled(sent.len() as u64).await;
@@ -109,11 +92,7 @@ fn tail(inlet: &Inlet, count: usize) -> Vec<String> {
     let (port, count) = (inlet.port.to_string(), count.to_string());
     let arguments = ["tail", "--json", "--after", "0", "--count", &count];
     let output = crate::harness::inlet::run(&arguments, &[("PORT", &port)]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = String::from_utf8(output.stdout).unwrap();
     let id = |line: &str| {
         let envelope: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -140,10 +119,7 @@ async fn subjects_are_made_of_the_event_where_the_settings_say_so() {
     assert!(found.len() == sent.len() && found.len() > 50);
     for message in &found {
         let channel = message.body["source"]["channel"].as_str().unwrap();
-        assert_eq!(
-            message.subject,
-            format!("dev.chat.twitch.{channel}.external=2Echat=2Emessage=2Ev1")
-        );
+        assert_eq!(message.subject, format!("dev.chat.twitch.{channel}.external=2Echat=2Emessage=2Ev1"));
     }
 }
 
@@ -152,11 +128,8 @@ async fn two_services_on_the_same_channels_publish_each_message_once() {
     let nats = Nats::start().await;
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "500", "--count", "5000"]).await;
     let (irc, url) = (simulator.url(), nats.url());
-    let settings = [
-        ("TWITCH_CHANNELS", CHANNELS),
-        ("TWITCH_IRC_URL", irc.as_str()),
-        ("NATS_URL", url.as_str()),
-    ];
+    let settings =
+        [("TWITCH_CHANNELS", CHANNELS), ("TWITCH_IRC_URL", irc.as_str()), ("NATS_URL", url.as_str())];
     let (first, second) = (Inlet::serve(&settings).await, Inlet::serve(&settings).await);
     let sent = simulator.has_finished(5_000).await;
     let (a, b) = crate::harness::eventually("both took in all that was sent to them", || async {

@@ -5,18 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const LEAVES: [&str; 10] = [
-    "clock",
-    "data_dir",
-    "recent",
-    "retry",
-    "secret",
-    "settings",
-    "status",
-    "tasks",
-    "telemetry",
-    "tls",
-];
+const LEAVES: [&str; 10] =
+    ["clock", "data_dir", "recent", "retry", "secret", "settings", "status", "tasks", "telemetry", "tls"];
 
 /// What each module may import, besides itself and the leaves.
 fn allowed(module: &str) -> Option<&'static [&'static str]> {
@@ -60,18 +50,9 @@ fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     walk(&root, &mut found);
     assert!(found.len() > 40);
-    let name = |path: &Path| {
-        path.strip_prefix(&root)
-            .unwrap()
-            .with_extension("")
-            .to_str()
-            .unwrap()
-            .to_owned()
-    };
-    found
-        .iter()
-        .map(|path| (name(path), std::fs::read_to_string(path).unwrap()))
-        .collect()
+    let name =
+        |path: &Path| path.strip_prefix(&root).unwrap().with_extension("").to_str().unwrap().to_owned();
+    found.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
 }
 
 /// Everything in front of the unit tests.
@@ -85,11 +66,7 @@ fn imports(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for line in code {
         for rest in line.split("crate::").skip(1) {
-            found.insert(
-                rest.chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect(),
-            );
+            found.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
         }
     }
     found.remove("label");
@@ -119,10 +96,7 @@ fn a_leaf_imports_leaves_alone_and_the_simulator_nothing() {
     for (name, text) in sources() {
         if name.starts_with("sim") && !name.contains("tests") {
             let found = imports(without_tests(&text));
-            assert!(
-                found.iter().all(|import| import == "sim"),
-                "src/{name}.rs imports {found:?}"
-            );
+            assert!(found.iter().all(|import| import == "sim"), "src/{name}.rs imports {found:?}");
         }
     }
 }
@@ -130,10 +104,7 @@ fn a_leaf_imports_leaves_alone_and_the_simulator_nothing() {
 #[test]
 fn third_parties_stay_behind_their_walls() {
     for (name, text) in sources() {
-        let code: String = text
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-            .collect();
+        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
         for (party, places) in WALLS {
             let names_it = code.contains(&format!("{party}::"));
             assert!(
@@ -156,16 +127,7 @@ fn files_are_short_enough_to_read() {
 fn dependencies_come_under_known_licences_and_with_one_tls_stack() {
     // What is built, rather than what the lock file could build.
     let tree = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--locked",
-            "--edges",
-            "normal,build",
-            "--prefix",
-            "none",
-            "--format",
-            "{p}|{l}",
-        ])
+        .args(["tree", "--locked", "--edges", "normal,build", "--prefix", "none", "--format", "{p}|{l}"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

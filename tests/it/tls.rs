@@ -14,26 +14,13 @@ use crate::harness::nats::Nats;
 async fn chat_over_tls_with_a_certificate_of_our_own() {
     let folder = tempfile::tempdir().unwrap();
     let ca = folder.path().join("ca.pem");
-    let flags = [
-        "--channels",
-        "alpha",
-        "--rate",
-        "200",
-        "--count",
-        "200",
-        "--tls",
-        "--tls-ca",
-        ca.to_str().unwrap(),
-    ];
+    let flags =
+        ["--channels", "alpha", "--rate", "200", "--count", "200", "--tls", "--tls-ca", ca.to_str().unwrap()];
     let simulator = Simulator::start(&flags).await;
     let url = format!("ircs://localhost:{}", simulator.port);
     let ca = ca.to_str().unwrap().to_owned();
-    let inlet = Inlet::serve(&[
-        ("TWITCH_CHANNELS", "alpha"),
-        ("TWITCH_IRC_URL", &url),
-        ("TLS_CA_FILE", &ca),
-    ])
-    .await;
+    let inlet =
+        Inlet::serve(&[("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &url), ("TLS_CA_FILE", &ca)]).await;
     inlet.ready().await;
     let sent = simulator.has_finished(200).await;
     inlet.settled(sent.len() as u64).await.assert_account_closes();
@@ -64,19 +51,11 @@ fn certificates() -> Certificates {
     for name in ["server", "client"] {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params
-            .subject_alt_names
-            .push(SanType::IpAddress("127.0.0.1".parse().unwrap()));
-        write(
-            &format!("{name}.pem"),
-            &params.signed_by(&key, &issuer).unwrap().pem(),
-        );
+        params.subject_alt_names.push(SanType::IpAddress("127.0.0.1".parse().unwrap()));
+        write(&format!("{name}.pem"), &params.signed_by(&key, &issuer).unwrap().pem());
         write(&format!("{name}.key"), &key.serialize_pem());
     }
-    Certificates {
-        ca: folder.path().join("ca.pem").to_str().unwrap().to_owned(),
-        folder,
-    }
+    Certificates { ca: folder.path().join("ca.pem").to_str().unwrap().to_owned(), folder }
 }
 
 impl Certificates {
@@ -140,11 +119,8 @@ async fn nats_by_user_and_password_and_by_token() {
 #[tokio::test]
 async fn nats_by_nkey() {
     let user = KeyPair::new_user();
-    let nats = Nats::with_config(&format!(
-        "authorization {{ users: [{{ nkey: {} }}] }}",
-        user.public_key()
-    ))
-    .await;
+    let nats =
+        Nats::with_config(&format!("authorization {{ users: [{{ nkey: {} }}] }}", user.public_key())).await;
     let folder = tempfile::tempdir().unwrap();
     let seed = write(folder.path(), "user.nk", &user.seed().unwrap());
     publishes(&[("NATS_URL", &nats.url()), ("NATS_NKEY_FILE", &seed)]).await;
@@ -164,21 +140,13 @@ fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
 
 #[tokio::test]
 async fn nats_by_credentials() {
-    let (operator, account, user) = (
-        KeyPair::new_operator(),
-        KeyPair::new_account(),
-        KeyPair::new_user(),
-    );
+    let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
     let operator_jwt = jwt(&operator, &operator, &json!({ "type": "operator", "version": 2 }));
     let limits = json!({
         "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
         "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
     });
-    let account_jwt = jwt(
-        &operator,
-        &account,
-        &json!({ "type": "account", "version": 2, "limits": limits }),
-    );
+    let account_jwt = jwt(&operator, &account, &json!({ "type": "account", "version": 2, "limits": limits }));
     let user_jwt = jwt(
         &account,
         &user,

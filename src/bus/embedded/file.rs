@@ -99,8 +99,7 @@ impl StreamFile {
             self.open_again(&mut tail)?;
             return Err(error);
         }
-        self.head
-            .send_if_modified(|head| std::mem::replace(head, tail.last_position) != tail.last_position);
+        self.head.send_if_modified(|head| std::mem::replace(head, tail.last_position) != tail.last_position);
         appended
     }
 
@@ -139,19 +138,12 @@ impl StreamFile {
         // Read before the rows are: everything up to it is among them.
         let head = *self.head.borrow();
         self.with_database(|database| {
-            let rows = database
-                .begin_read()
-                .map_err(read_error)?
-                .open_table(ROWS)
-                .map_err(read_error)?;
+            let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
             let from = match rows.range(..=position).map_err(read_error)?.next_back() {
                 Some(found) => found.map_err(read_error)?.0.value(),
                 None => position,
             };
-            let mut batch = Batch {
-                messages: Vec::new(),
-                is_end: true,
-            };
+            let mut batch = Batch { messages: Vec::new(), is_end: true };
             let mut next = position;
             let mut bytes = 0;
             for found in rows.range(from..).map_err(read_error)? {
@@ -162,28 +154,23 @@ impl StreamFile {
                 let (first, value) = found.map_err(read_error)?;
                 let (first, row) = (first.value(), value.value());
                 bytes += row.len();
-                let stored =
-                    row::messages(row, first, content).ok_or(EmbeddedError::Damaged { position: first })?;
+                let Some(stored) = row::messages(row, first, content) else {
+                    // The rest of the stream is worth more than a halt.
+                    tracing::error!(position = first, "a damaged row of the embedded stream was passed over");
+                    next = next.max(first + row::header(row).map_or(1, |header| header.count));
+                    continue;
+                };
                 next = next.max(first + stored.len() as u64);
-                batch
-                    .messages
-                    .extend(stored.into_iter().filter(|stored| stored.position >= position));
+                batch.messages.extend(stored.into_iter().filter(|stored| stored.position >= position));
             }
             // Positions whose rows are gone by age or size are passed over.
-            Ok(if batch.is_end {
-                (batch, next.max(head + 1))
-            } else {
-                (batch, next)
-            })
+            Ok(if batch.is_end { (batch, next.max(head + 1)) } else { (batch, next) })
         })
     }
 }
 
 fn open_database(path: &Path) -> Result<Database, EmbeddedError> {
-    Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .create(path)
-        .map_err(read_error)
+    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(read_error)
 }
 
 /// Makes the tables of a new file, checks the format of an old one; returns when it was created.
@@ -191,10 +178,7 @@ fn prepare(database: &Database, now: Timestamp) -> Result<u64, EmbeddedError> {
     let writing = database.begin_write().map_err(write_error)?;
     let created_ns = {
         let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
-        let format = numbers
-            .get("format")
-            .map_err(read_error)?
-            .map(|number| number.value());
+        let format = numbers.get("format").map_err(read_error)?.map(|number| number.value());
         if let Some(found) = format.filter(|found| *found > FORMAT) {
             return Err(EmbeddedError::NewerFormat { found, known: FORMAT });
         }
@@ -204,10 +188,7 @@ fn prepare(database: &Database, now: Timestamp) -> Result<u64, EmbeddedError> {
             numbers.insert("created_ns", now_ns).map_err(write_error)?;
         }
         writing.open_table(ROWS).map_err(write_error)?;
-        numbers
-            .get("created_ns")
-            .map_err(read_error)?
-            .map_or(0, |number| number.value())
+        numbers.get("created_ns").map_err(read_error)?.map_or(0, |number| number.value())
     };
     writing.commit().map_err(write_error)?;
     Ok(created_ns)
@@ -218,10 +199,7 @@ fn recover(database: &Database, bounds: Bounds, now: Timestamp) -> Result<Tail, 
     let reading = database.begin_read().map_err(read_error)?;
     let numbers = reading.open_table(NUMBERS).map_err(read_error)?;
     let number = |name: &str| -> Result<u64, EmbeddedError> {
-        Ok(numbers
-            .get(name)
-            .map_err(read_error)?
-            .map_or(0, |number| number.value()))
+        Ok(numbers.get(name).map_err(read_error)?.map_or(0, |number| number.value()))
     };
     let mut tail = Tail {
         known: Recent::new(bounds.duplicate_window, MOST_IDS),
@@ -271,10 +249,7 @@ fn commit(
     for message in messages {
         let id = key(message.id);
         if let Some(known) = tail.known.get(id).or_else(|| added.get(&id).copied()) {
-            acks.push(Ack {
-                position: known,
-                duplicate: true,
-            });
+            acks.push(Ack { position: known, duplicate: true });
             continue;
         }
         if rows.last().is_none_or(|(_, row)| row.len() >= LARGEST_ROW) {
@@ -285,10 +260,7 @@ fn commit(
             row.push(message);
         }
         added.insert(id, position);
-        acks.push(Ack {
-            position,
-            duplicate: false,
-        });
+        acks.push(Ack { position, duplicate: false });
     }
     let rows: Vec<_> = rows
         .into_iter()
@@ -321,9 +293,7 @@ fn write(
         }
         let bytes = drop_beyond(&mut rows, bounds, bytes_before + added, now)?;
         let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
-        numbers
-            .insert("last_position", last_position)
-            .map_err(write_error)?;
+        numbers.insert("last_position", last_position).map_err(write_error)?;
         numbers.insert("bytes", bytes).map_err(write_error)?;
         bytes
     };
@@ -345,10 +315,7 @@ fn drop_beyond(
     loop {
         let Some((length, too_old)) = rows.first().map_err(read_error)?.map(|(_, row)| {
             let row = row.value();
-            (
-                row.len() as u64,
-                row::header(row).is_none_or(|header| header.stored_at < oldest),
-            )
+            (row.len() as u64, row::header(row).is_none_or(|header| header.stored_at < oldest))
         }) else {
             return Ok(0);
         };
@@ -362,15 +329,10 @@ fn drop_beyond(
 
 /// First position stored at or after `time`, by halving.
 fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedError> {
-    let rows = database
-        .begin_read()
-        .map_err(read_error)?
-        .open_table(ROWS)
-        .map_err(read_error)?;
-    let (Some((first, _)), Some((last, row))) = (
-        rows.first().map_err(read_error)?,
-        rows.last().map_err(read_error)?,
-    ) else {
+    let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
+    let (Some((first, _)), Some((last, row))) =
+        (rows.first().map_err(read_error)?, rows.last().map_err(read_error)?)
+    else {
         return Ok(0);
     };
     let mut low = first.value();
@@ -381,9 +343,8 @@ fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedErro
             break;
         };
         let (row_first, value) = found.map_err(read_error)?;
-        let header = row::header(value.value()).ok_or(EmbeddedError::Damaged {
-            position: row_first.value(),
-        })?;
+        let header =
+            row::header(value.value()).ok_or(EmbeddedError::Damaged { position: row_first.value() })?;
         if header.stored_at < time {
             low = row_first.value() + header.count;
         } else {
@@ -395,11 +356,7 @@ fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedErro
 
 /// Ids of events and of dead letters share a map: a dead letter's is the complement of its event's.
 fn key(id: MessageId) -> u128 {
-    if id.is_dead_letter {
-        !id.event.as_u128()
-    } else {
-        id.event.as_u128()
-    }
+    if id.is_dead_letter { !id.event.as_u128() } else { id.event.as_u128() }
 }
 
 fn read_error(error: impl Into<redb::Error>) -> EmbeddedError {

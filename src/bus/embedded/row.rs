@@ -96,9 +96,7 @@ pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<St
         let event = Uuid::from_slice(take(&mut rest, 16)?).ok()?;
         let is_dead_letter = rest.try_get_u8().ok()? != 0;
         let kind_length = usize::from(rest.try_get_u8().ok()?);
-        let kind = std::str::from_utf8(take(&mut rest, kind_length)?)
-            .ok()?
-            .to_owned();
+        let kind = std::str::from_utf8(take(&mut rest, kind_length)?).ok()?.to_owned();
         let subject_length = usize::from(rest.try_get_u16_le().ok()?);
         let subject = std::str::from_utf8(take(&mut rest, subject_length)?).ok()?;
         if *last_subject != *subject {
@@ -109,10 +107,7 @@ pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<St
         messages.push(Stored {
             position,
             stored_at,
-            id: Some(MessageId {
-                event,
-                is_dead_letter,
-            }),
+            id: Some(MessageId { event, is_dead_letter }),
             subject: Arc::clone(&last_subject),
             kind,
             payload: match content {
@@ -139,10 +134,7 @@ mod tests {
         let event = crate::envelope::id::event_id(&format!("test:{payload:?}"));
         Message {
             subject: Arc::from("internal.ingress.v1"),
-            id: MessageId {
-                event,
-                is_dead_letter: dead,
-            },
+            id: MessageId { event, is_dead_letter: dead },
             kind: "external.chat.message.v1",
             payload: payload.into(),
         }

@@ -28,8 +28,18 @@ pub(super) struct Attached {
     pub(super) duplicate_window: Duration,
     /// The stream's own limit, if it has one.
     pub(super) largest_message: Option<usize>,
-    /// Whether Inlet created it, now or once.
-    pub(super) created: bool,
+    pub(super) owner: Owner,
+}
+
+/// Whose the stream is that was attached to last: only ours is created again when it is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// None was attached to yet.
+    Unknown,
+    /// Inlet created it, now or once.
+    Inlet,
+    /// An operator's.
+    Other,
 }
 
 /// The name of a stream that Inlet creates.
@@ -39,11 +49,7 @@ pub(super) fn default_name(prefix: &str) -> String {
         return "INLET".to_owned();
     }
     let plain = |c: char| {
-        if c.is_ascii_alphanumeric() || c == '-' {
-            c
-        } else {
-            '_'
-        }
+        if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }
     };
     format!("INLET_{}", prefix.chars().map(plain).collect::<String>())
 }
@@ -52,7 +58,7 @@ pub(super) fn default_name(prefix: &str) -> String {
 pub(super) async fn ensure(
     context: &Context,
     desired: &Desired,
-    created_here: bool,
+    owner: Owner,
 ) -> Result<Attached, BusError> {
     let name = match &desired.stream {
         Some(name) => name.clone(),
@@ -63,10 +69,12 @@ pub(super) async fn ensure(
     };
     if let Some(info) = get(context, &name).await? {
         check(&info, desired)
+    } else if owner == Owner::Other {
+        Err(BusError::Unfit("the stream is gone, and Inlet did not create it; create it again".to_owned()))
     } else {
         let info = create(context, &name, desired).await?;
         // Said once each: a stream that vanished is a thing to know of.
-        if created_here {
+        if owner == Owner::Inlet {
             tracing::error!(
                 stream = name,
                 "the stream was gone and has been created again; what it held is lost"
@@ -148,19 +156,14 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
         )));
     }
     if config.retention != RetentionPolicy::Limits {
-        tracing::warn!(
-            stream = name,
-            "the stream's retention is not limits: counts may be lost in a crash"
-        );
+        tracing::warn!(stream = name, "the stream's retention is not limits: counts may be lost in a crash");
     }
     Ok(Attached {
         name: name.clone(),
         identity: format!("{name}@{}", info.created.unix_timestamp_nanos()),
         duplicate_window: config.duplicate_window,
-        largest_message: usize::try_from(config.max_message_size)
-            .ok()
-            .filter(|most| *most > 0),
-        created: config.description.as_deref() == Some(DESCRIPTION),
+        largest_message: usize::try_from(config.max_message_size).ok().filter(|most| *most > 0),
+        owner: if config.description.as_deref() == Some(DESCRIPTION) { Owner::Inlet } else { Owner::Other },
     })
 }
 

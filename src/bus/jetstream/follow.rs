@@ -34,15 +34,9 @@ pub(super) async fn follow(
     content: Wanted,
 ) -> Result<Follower, BusError> {
     let away = |error: &(dyn std::error::Error + 'static)| BusError::Away(with_causes(error));
-    let stream = session
-        .context
-        .get_stream(&*session.stream_name)
-        .await
-        .map_err(|error| away(&error))?;
+    let stream = session.context.get_stream(&*session.stream_name).await.map_err(|error| away(&error))?;
     let deliver_policy = match start {
-        Start::Position(position) => DeliverPolicy::ByStartSequence {
-            start_sequence: position.max(1),
-        },
+        Start::Position(position) => DeliverPolicy::ByStartSequence { start_sequence: position.max(1) },
         Start::Time(time) => match async_nats::datetime::from_nanos(time.as_nanosecond()) {
             Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
             Err(_) => DeliverPolicy::All,
@@ -55,33 +49,18 @@ pub(super) async fn follow(
         max_batch: i64::try_from(MOST_AT_ONCE).unwrap_or(i64::MAX),
         ..pull::OrderedConfig::default()
     };
-    let consumer = stream
-        .create_consumer(config)
-        .await
-        .map_err(|error| away(&error))?;
+    let consumer = stream.create_consumer(config).await.map_err(|error| away(&error))?;
     let begins_at_end = consumer.cached_info().num_pending == 0;
     let messages = consumer.messages().await.map_err(|error| away(&error))?;
-    let messages = messages
-        .map(|message| message.map_err(|error| BusError::Interrupted(with_causes(&error))))
-        .boxed();
-    let state = State {
-        messages,
-        lost: session.lost.clone(),
-        subjects,
-        begins_at_end,
-    };
+    let messages =
+        messages.map(|message| message.map_err(|error| BusError::Interrupted(with_causes(&error)))).boxed();
+    let state = State { messages, lost: session.lost.clone(), subjects, begins_at_end };
     Ok(stream::try_unfold(state, next).boxed())
 }
 
 async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
     if std::mem::take(&mut state.begins_at_end) {
-        return Ok(Some((
-            Batch {
-                messages: Vec::new(),
-                is_end: true,
-            },
-            state,
-        )));
+        return Ok(Some((Batch { messages: Vec::new(), is_end: true }, state)));
     }
     let first = tokio::select! {
         message = state.messages.next() => {
@@ -93,9 +72,8 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
     let mut following = Some(first);
     while let Some(message) = following {
         let message = message?;
-        let info = message
-            .info()
-            .map_err(|_| BusError::Interrupted("a message without its position".to_owned()))?;
+        let info =
+            message.info().map_err(|_| BusError::Interrupted("a message without its position".to_owned()))?;
         batch.is_end = info.pending == 0;
         if state.subjects.owns(&message.subject) {
             batch.messages.push(stored(&message, &info));
@@ -110,11 +88,8 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
 
 fn stored(message: &jetstream::Message, info: &jetstream::message::Info<'_>) -> Stored {
     let headers = message.headers.as_ref();
-    let text = |name: &str| {
-        headers
-            .and_then(|headers| headers.get(name))
-            .map(async_nats::HeaderValue::as_str)
-    };
+    let text =
+        |name: &str| headers.and_then(|headers| headers.get(name)).map(async_nats::HeaderValue::as_str);
     Stored {
         position: info.stream_sequence,
         stored_at: Timestamp::from_nanosecond(info.published.unix_timestamp_nanos())

@@ -36,11 +36,7 @@ impl LaneEnd {
         inbox: mpsc::Receiver<Vec<Numbered>>,
         outbox: mpsc::Sender<Vec<Settled>>,
     ) -> Self {
-        Self {
-            shared,
-            inbox,
-            outbox,
-        }
+        Self { shared, inbox, outbox }
     }
 
     pub(super) async fn run(mut self) {
@@ -48,8 +44,13 @@ impl LaneEnd {
         loop {
             let session = sessions.borrow_and_update().clone();
             let left = match session {
-                Some(session) if !*session.lost.borrow() => self.serve(session).await,
+                // A sender that is gone says as much as its last word would.
+                Some(session) if !*session.lost.borrow() && session.lost.has_changed().is_ok() => {
+                    self.serve(session).await
+                }
                 _ => tokio::select! {
+                    // A session before a message: what was sent for it must not be refused.
+                    biased;
                     changed = sessions.changed() => if changed.is_ok() { Left::Lost } else { Left::Closed },
                     messages = self.inbox.recv() => self.refuse(messages).await,
                 },
@@ -65,23 +66,11 @@ impl LaneEnd {
             return Left::Closed;
         };
         let numbers = messages.into_iter().map(|numbered| numbered.number);
-        self.settle(
-            numbers
-                .map(|number| Settled {
-                    number,
-                    outcome: Err(AWAY),
-                })
-                .collect(),
-        )
-        .await
+        self.settle(numbers.map(|number| Settled { number, outcome: Err(AWAY) }).collect()).await
     }
 
     async fn settle(&self, settled: Vec<Settled>) -> Left {
-        if settled.is_empty() || self.outbox.send(settled).await.is_ok() {
-            Left::Lost
-        } else {
-            Left::Closed
-        }
+        if settled.is_empty() || self.outbox.send(settled).await.is_ok() { Left::Lost } else { Left::Closed }
     }
 
     /// Works on one session until it or the lane ends.
@@ -109,16 +98,8 @@ impl LaneEnd {
                 return Left::Closed;
             }
         }
-        self.settle(
-            unsettled
-                .into_iter()
-                .map(|number| Settled {
-                    number,
-                    outcome: Err(LOST),
-                })
-                .collect(),
-        )
-        .await
+        self.settle(unsettled.into_iter().map(|number| Settled { number, outcome: Err(LOST) }).collect())
+            .await
     }
 
     /// This ack and every other one that has arrived.
@@ -133,11 +114,7 @@ impl LaneEnd {
         let mut next = Some(first);
         while let Some(ack) = next {
             // The number is the last token of the subject the ack came on.
-            if let Some(number) = ack
-                .subject
-                .get(number_at..)
-                .and_then(|number| number.parse().ok())
-            {
+            if let Some(number) = ack.subject.get(number_at..).and_then(|number| number.parse().ok()) {
                 let outcome = outcome(&ack);
                 if outcome == Err(Refusal::Transient(TransientCause::StreamMissing)) {
                     self.shared.stream_missed.notify_one();
@@ -183,10 +160,7 @@ async fn send(
                     async_nats::PublishErrorKind::InvalidSubject => Refusal::BadSubject,
                     async_nats::PublishErrorKind::Send => AWAY,
                 };
-                refused.push(Settled {
-                    number,
-                    outcome: Err(refusal),
-                });
+                refused.push(Settled { number, outcome: Err(refusal) });
             }
         }
     }
@@ -197,10 +171,7 @@ fn headers(message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_text());
     headers.insert(HeaderName::from_static(header::TYPE), message.kind);
-    headers.insert(
-        HeaderName::from_static(header::TRACEPARENT),
-        message.traceparent(),
-    );
+    headers.insert(HeaderName::from_static(header::TRACEPARENT), message.traceparent());
     headers
 }
 
@@ -217,37 +188,31 @@ fn outcome(ack: &NatsMessage) -> Result<Ack, Refusal> {
     #[derive(Deserialize)]
     struct Failure {
         #[serde(default)]
+        code: u64,
+        #[serde(default)]
         err_code: u64,
     }
     if ack.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(Refusal::Transient(TransientCause::StreamMissing));
     }
     match serde_json::from_slice::<Body>(&ack.payload) {
-        Ok(Body {
-            error: Some(Failure { err_code }),
-            ..
-        }) => Err(refusal(err_code)),
-        Ok(Body {
-            seq,
-            duplicate,
-            error: None,
-        }) if seq > 0 => Ok(Ack {
-            position: seq,
-            duplicate,
-        }),
+        Ok(Body { error: Some(Failure { code, err_code }), .. }) => Err(refusal(code, err_code)),
+        Ok(Body { seq, duplicate, error: None }) if seq > 0 => Ok(Ack { position: seq, duplicate }),
         _ => Err(Refusal::Other(0)),
     }
 }
 
 /// What `JetStream`'s error codes mean for a message; see its `errors.json`.
-fn refusal(code: u64) -> Refusal {
+fn refusal(status: u64, code: u64) -> Refusal {
     let cause = match code {
         // Message exceeds the stream's maximum; header or message exceeds a limit.
         10_054 | 10_097 => return Refusal::TooLarge,
         10_059 => TransientCause::StreamMissing,
-        10_002 | 10_023 | 10_028 | 10_047 | 10_077 => TransientCause::Full,
-        // The cluster has no leader or no peers; JetStream is off, for the account or at all.
-        10_005 | 10_008 | 10_009 | 10_039 | 10_076 | 10_118 => TransientCause::Unavailable,
+        10_002 | 10_023 | 10_028 | 10_047 | 10_077 | 10_167 => TransientCause::Full,
+        // The cluster has no leader or no peers; JetStream is off, for the account or at all; the same id is being
+        // stored this moment; the stream is offline.
+        10_005 | 10_008 | 10_009 | 10_039 | 10_076 | 10_118 | 10_158 | 10_194 => TransientCause::Unavailable,
+        _ if status >= 500 => TransientCause::Unavailable,
         code => return Refusal::Other(code),
     };
     Refusal::Transient(cause)
@@ -272,19 +237,10 @@ mod tests {
     #[test]
     fn acks_are_told_apart_by_code_not_by_text() {
         let of = |payload| outcome(&ack(payload, None));
-        assert_eq!(
-            of(r#"{"stream":"S","seq":7}"#),
-            Ok(Ack {
-                position: 7,
-                duplicate: false
-            })
-        );
+        assert_eq!(of(r#"{"stream":"S","seq":7}"#), Ok(Ack { position: 7, duplicate: false }));
         assert_eq!(
             of(r#"{"stream":"S","seq":7,"duplicate":true}"#),
-            Ok(Ack {
-                position: 7,
-                duplicate: true
-            })
+            Ok(Ack { position: 7, duplicate: true })
         );
         let error = |code: u64| {
             outcome(&NatsMessage {
@@ -298,11 +254,7 @@ mod tests {
         assert_eq!(error(10_054), Err(Refusal::TooLarge));
         assert!(error(10_077).unwrap_err().is_transient() && error(10_059).unwrap_err().is_transient());
         assert_eq!(error(10_071), Err(Refusal::Other(10_071)));
-        assert!(
-            outcome(&ack("", Some(StatusCode::NO_RESPONDERS)))
-                .unwrap_err()
-                .is_transient()
-        );
+        assert!(outcome(&ack("", Some(StatusCode::NO_RESPONDERS))).unwrap_err().is_transient());
         assert_eq!(of("not json"), Err(Refusal::Other(0)));
     }
 }

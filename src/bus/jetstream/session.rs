@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::JetStreamConfig;
 use super::ensure::Attached;
 use crate::bus::StreamInfo;
-use crate::secret::{Secret, without_user_info};
+use crate::secret::Secret;
 use crate::telemetry::logs::with_causes;
 use crate::tls::TlsConfig;
 
@@ -22,15 +22,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where nobody listens: what a lost connection is told to reconnect to, so that it ends instead.
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
-/// A checked server address, user-info included.
+/// A checked server address, user-info included. What is wrong is said without the text: a part of a password may
+/// stand in it.
 pub(super) fn checked_url(text: &str) -> Result<Secret, String> {
-    let shown = without_user_info(text);
-    let address: ServerAddr = text
-        .parse()
-        .map_err(|_| format!("{shown:?} is no address such as nats://host:4222"))?;
-    match address.scheme() {
-        "nats" | "tls" => Ok(Secret::new(text)),
-        other => Err(format!("{shown:?}: {other} is neither nats nor tls")),
+    match text.parse::<ServerAddr>() {
+        Ok(address) if matches!(address.scheme(), "nats" | "tls") => Ok(Secret::new(text)),
+        _ => Err("holds something that is no address such as nats://host:4222 or tls://host:4222".to_owned()),
     }
 }
 
@@ -54,12 +51,7 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(config: JetStreamConfig, tls: TlsConfig, window: usize) -> Self {
-        Self {
-            config,
-            tls,
-            window,
-            next_server: 0,
-        }
+        Self { config, tls, window, next_server: 0 }
     }
 
     /// Connects to the next server in turn.
@@ -67,31 +59,18 @@ impl Connector {
         let url = self.config.urls[self.next_server % self.config.urls.len()].clone();
         self.next_server += 1;
         let (lost, lost_seen) = watch::channel(false);
-        let address: ServerAddr = url
-            .expose()
-            .parse()
-            .map_err(|_| "NATS_URL is no address".to_owned())?;
+        let address: ServerAddr = url.expose().parse().map_err(|_| "NATS_URL is no address".to_owned())?;
         let options = self.options(&address)?.event_callback(move |event| {
             let ends = matches!(event, Event::Disconnected | Event::Closed);
             lost.send_if_modified(|lost| ends && !std::mem::replace(lost, true));
             async {}
         });
-        let client = options
-            .connect(address)
-            .await
-            .map_err(|error| with_causes(&error))?;
+        let client = options.connect(address).await.map_err(|error| with_causes(&error))?;
         // There is no "never reconnect": one attempt is the least. This makes that one fail at once.
-        client
-            .set_server_pool(NOWHERE)
-            .await
-            .map_err(|error| with_causes(&error))?;
+        client.set_server_pool(NOWHERE).await.map_err(|error| with_causes(&error))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(REQUEST_TIMEOUT);
-        Ok(Link {
-            client,
-            context,
-            lost: lost_seen,
-        })
+        Ok(Link { client, context, lost: lost_seen })
     }
 
     fn options(&self, address: &ServerAddr) -> Result<ConnectOptions, String> {
@@ -131,9 +110,7 @@ impl Connector {
 
 /// User-info as it was meant: an address holds it percent-encoded.
 fn decoded(text: &str) -> String {
-    percent_encoding::percent_decode_str(text)
-        .decode_utf8_lossy()
-        .into_owned()
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// A connection.

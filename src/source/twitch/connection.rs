@@ -29,6 +29,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(8);
 /// From the connection to the welcome.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request to reconnect that comes sooner after the last one is followed with a wait: logins are limited.
+const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits after a refused login.
 const REFUSED_FIRST: Duration = Duration::from_secs(30);
@@ -102,34 +104,24 @@ impl Twitch {
         status: Arc<TwitchStatus>,
         clock: Clock,
     ) -> Self {
-        Self {
-            config,
-            tls,
-            normalizer,
-            status,
-            clock,
-        }
+        Self { config, tls, normalizer, status, clock }
     }
 
     /// Reads chat until `stop` becomes true, connecting as often as it takes.
     pub async fn run(self, intake: Intake, mut stop: watch::Receiver<bool>) {
         if self.config.account.is_some() && self.config.channels.len() > CHANNELS_PER_ACCOUNT {
             let (channels, limit) = (self.config.channels.len(), CHANNELS_PER_ACCOUNT);
-            tracing::warn!(
-                channels,
-                limit,
-                "Twitch may refuse channels beyond its limit for an account"
-            );
+            tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
         }
         let mut joins = Joins::new(&self.config.channels, self.config.join_rate);
         let mut backoff = Backoff::new(self.config.reconnect_first, self.config.reconnect_longest);
         let mut refused_backoff = Backoff::new(REFUSED_FIRST, REFUSED_LONGEST);
         let mut was_connected = false;
+        let mut last_asked: Option<Instant> = None;
         self.status.channels(&joins);
         loop {
-            let (end, logged_in) = self
-                .connect_and_read(&intake, &mut joins, was_connected, stop.clone())
-                .await;
+            let (end, logged_in) =
+                self.connect_and_read(&intake, &mut joins, was_connected, stop.clone()).await;
             was_connected |= logged_in;
             if logged_in {
                 backoff.reset();
@@ -139,12 +131,14 @@ impl Twitch {
             self.status.channels(&joins);
             let wait = match &end {
                 End::Stopped => {
-                    return self
-                        .status
-                        .lost(ConnectionState::Disabled, end.code(), "shutting down");
+                    return self.status.lost(ConnectionState::Disabled, end.code(), "shutting down");
                 }
                 End::LoginRefused(_) => refused_backoff.next_wait(),
-                End::Asked if logged_in => Duration::ZERO,
+                // At once, unless that is what it says every time.
+                End::Asked if logged_in && last_asked.is_none_or(|at| at.elapsed() > BETWEEN_REQUESTS) => {
+                    last_asked = Some(Instant::now());
+                    Duration::ZERO
+                }
                 _ => backoff.next_wait(),
             };
             self.note(&end, was_connected, wait);
@@ -171,12 +165,9 @@ impl Twitch {
                 "Twitch refuses the login"
             ),
             End::Asked => tracing::info!("Twitch asked to reconnect"),
-            _ => tracing::warn!(
-                error_code = end.code(),
-                error = message,
-                retry_ms,
-                "not connected to Twitch"
-            ),
+            _ => {
+                tracing::warn!(error_code = end.code(), error = message, retry_ms, "not connected to Twitch")
+            }
         }
         self.status.lost(state, end.code(), &message);
     }
@@ -231,22 +222,19 @@ impl Session<'_> {
                 (true, false) => self.last_heard + SILENCE,
                 (true, true) => self.last_heard + SILENCE + ANSWER,
             };
-            let join_due = if self.is_logged_in {
-                self.joins.next_due(now)
-            } else {
-                None
-            };
+            let join_due = if self.is_logged_in { self.joins.next_due(now) } else { None };
             self.lines.buffer().reserve(READ_BYTES);
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return Err(End::Stopped),
+                // Paced, so reading does not starve; behind reading it would.
+                () = sleep_until(join_due.unwrap_or(now)), if join_due.is_some() => self.join_due().await?,
                 read = self.socket.read_buf(self.lines.buffer()) => {
                     if read? == 0 {
                         return Err(End::Closed);
                     }
                     self.take_in().await?;
                 }
-                () = sleep_until(join_due.unwrap_or(now)), if join_due.is_some() => self.join_due().await?,
                 () = sleep_until(watchdog) => self.watch().await?,
             }
         }
@@ -267,26 +255,23 @@ impl Session<'_> {
             self.socket.write_all(text.as_bytes()).await?;
             self.socket.flush().await
         };
-        timeout(WRITE_TIMEOUT, writing)
-            .await
-            .map_err(|_| End::Silent)?
-            .map_err(End::Io)
+        timeout(WRITE_TIMEOUT, writing).await.map_err(|_| End::Silent)?.map_err(End::Io)
     }
 
     /// Deals with every whole line in the buffer.
     async fn take_in(&mut self) -> Result<(), End> {
-        let taken_in = TakenIn {
-            at: self.source.clock.now(),
-            instant: StdInstant::now(),
-        };
+        let taken_in = TakenIn { at: self.source.clock.now(), instant: StdInstant::now() };
         let mut drafts = Vec::new();
         let mut end = Ok(());
         while let Some(line) = self.lines.next_line() {
             match self.source.normalizer.read(line, taken_in) {
                 Reading::Draft(draft) => drafts.push(*draft),
                 Reading::Protocol(protocol) => {
-                    end = self.protocol(protocol).await;
-                    if end.is_err() {
+                    let next = self.protocol(protocol).await;
+                    // Behind a request to reconnect there is more to read; a broken connection ends here.
+                    let goes_on = matches!(next, Ok(()) | Err(End::Asked));
+                    end = end.and(next);
+                    if !goes_on {
                         break;
                     }
                 }
@@ -304,16 +289,8 @@ impl Session<'_> {
     }
 
     async fn protocol(&mut self, protocol: Protocol) -> Result<(), End> {
-        let Protocol {
-            command,
-            params,
-            nick,
-            msg_id,
-        } = protocol;
-        let channel = params
-            .first()
-            .map(|channel| channel.trim_start_matches('#'))
-            .unwrap_or_default();
+        let Protocol { command, params, nick, msg_id } = protocol;
+        let channel = params.first().map(|channel| channel.trim_start_matches('#')).unwrap_or_default();
         let is_ours = nick.as_deref() == Some(self.nick.as_str());
         match command.as_str() {
             "PING" => {
@@ -322,9 +299,7 @@ impl Session<'_> {
             }
             "001" => {
                 self.is_logged_in = true;
-                self.source
-                    .status
-                    .connected(&self.nick, self.was_connected_before);
+                self.source.status.connected(&self.nick, self.was_connected_before);
                 tracing::info!(account = self.nick, "connected to Twitch");
                 self.join_due().await?;
             }
@@ -334,11 +309,7 @@ impl Session<'_> {
                 tracing::warn!(channel, "Twitch put us out of the channel");
                 self.source.status.channels(self.joins);
             }
-            "NOTICE" => self.notice(
-                channel,
-                params.last().map_or("", String::as_str),
-                msg_id.as_deref(),
-            )?,
+            "NOTICE" => self.notice(channel, params.last().map_or("", String::as_str), msg_id.as_deref())?,
             "RECONNECT" => return Err(End::Asked),
             _ => {}
         }
@@ -375,11 +346,7 @@ impl Session<'_> {
             joins.push_str("\r\n");
         }
         self.source.status.channels(self.joins);
-        if joins.is_empty() {
-            Ok(())
-        } else {
-            self.write(&joins).await
-        }
+        if joins.is_empty() { Ok(()) } else { self.write(&joins).await }
     }
 
     /// The line has been silent for too long.

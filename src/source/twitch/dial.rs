@@ -31,12 +31,8 @@ pub(super) async fn dial(
             return Ok(Box::new(stream) as Box<dyn Transport>);
         };
         let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
-        let stream = TlsConnector::from(Arc::clone(config))
-            .connect(name, stream)
-            .await?;
+        let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await?;
         Ok(Box::new(stream) as Box<dyn Transport>)
     };
-    timeout(DIAL_TIMEOUT, dialing)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(DIAL_TIMEOUT, dialing).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

@@ -15,12 +15,8 @@ use super::metrics::ChannelState;
 const SPAN: Duration = Duration::from_millis(10_250);
 
 /// How long to wait for the answer to the first JOIN of a channel, the second, …; then it has failed.
-const ANSWER_WAITS: [Duration; 4] = [
-    Duration::from_secs(10),
-    Duration::from_secs(20),
-    Duration::from_secs(40),
-    Duration::from_secs(10),
-];
+const ANSWER_WAITS: [Duration; 4] =
+    [Duration::from_secs(10), Duration::from_secs(20), Duration::from_secs(40), Duration::from_secs(10)];
 
 /// How long a failed channel is left alone.
 const FAILED_PAUSE: Duration = Duration::from_mins(5);
@@ -37,29 +33,31 @@ pub(super) enum JoinFailure {
     Suspended,
 }
 
+/// What is being done about a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Membership {
+enum Request {
     /// To be asked for, as the next of this many requests.
-    Wanted {
-        asked: usize,
-    },
+    Queued { asked: usize },
     /// Asked for, this many times.
-    Asked {
-        asked: usize,
-        answer_due: Instant,
-    },
+    Asked { asked: usize, answer_due: Instant },
+    /// Nothing: it is joined.
     Joined,
-    /// Left alone until then.
-    Failed {
-        why: JoinFailure,
-        retry_at: Instant,
-    },
+    /// Nothing until then.
+    Resting { retry_at: Instant },
+}
+
+#[derive(Debug)]
+struct Channel {
+    request: Request,
+    /// Kept until the channel is joined after all, over retries and connections: it stays named, and is not waited
+    /// for.
+    failed: Option<JoinFailure>,
 }
 
 /// The channels of one account.
 #[derive(Debug)]
 pub(super) struct Joins {
-    channels: BTreeMap<String, Membership>,
+    channels: BTreeMap<String, Channel>,
     /// Channels that wait to be asked for, in order.
     queue: VecDeque<String>,
     /// When the last JOINs were sent, over all connections of the account.
@@ -72,7 +70,7 @@ impl Joins {
         Self {
             channels: channels
                 .iter()
-                .map(|name| (name.clone(), Membership::Wanted { asked: 0 }))
+                .map(|name| (name.clone(), Channel { request: Request::Queued { asked: 0 }, failed: None }))
                 .collect(),
             queue: channels.iter().cloned().collect(),
             sent: VecDeque::new(),
@@ -83,8 +81,8 @@ impl Joins {
     /// The connection is gone: everything is to be joined again. The limit does not forget.
     pub(super) fn disconnected(&mut self) {
         self.queue = self.channels.keys().cloned().collect();
-        for membership in self.channels.values_mut() {
-            *membership = Membership::Wanted { asked: 0 };
+        for channel in self.channels.values_mut() {
+            channel.request = Request::Queued { asked: 0 };
         }
     }
 
@@ -94,71 +92,58 @@ impl Joins {
         if self.next_permit(now) > now {
             return None;
         }
-        while let Some(channel) = self.queue.pop_front() {
-            let Some(membership) = self.channels.get_mut(&channel) else {
-                continue;
-            };
-            let Membership::Wanted { asked } = *membership else {
-                continue;
-            };
+        while let Some(name) = self.queue.pop_front() {
+            let Some(channel) = self.channels.get_mut(&name) else { continue };
+            let Request::Queued { asked } = channel.request else { continue };
             let wait = ANSWER_WAITS[asked.min(ANSWER_WAITS.len() - 1)];
-            *membership = Membership::Asked {
-                asked: asked + 1,
-                answer_due: now + wait,
-            };
+            channel.request = Request::Asked { asked: asked + 1, answer_due: now + wait };
             self.sent.push_back(now);
-            return Some(channel);
+            return Some(name);
         }
         None
     }
 
     /// When [`Joins::take_due`] is worth calling again, if ever.
     pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
-        let changes = self.channels.values().filter_map(|membership| match membership {
-            Membership::Asked { answer_due, .. } => Some(*answer_due),
-            Membership::Failed { retry_at, .. } => Some(*retry_at),
-            Membership::Wanted { .. } | Membership::Joined => None,
+        let changes = self.channels.values().filter_map(|channel| match channel.request {
+            Request::Asked { answer_due, .. } => Some(answer_due),
+            Request::Resting { retry_at } => Some(retry_at),
+            Request::Queued { .. } | Request::Joined => None,
         });
         let permit = (!self.queue.is_empty()).then(|| self.next_permit(now));
         changes.chain(permit).min()
     }
 
-    /// Twitch confirmed the channel.
-    pub(super) fn confirmed(&mut self, channel: &str) -> bool {
-        self.channels
-            .get_mut(channel)
-            .is_some_and(|membership| std::mem::replace(membership, Membership::Joined) != Membership::Joined)
+    /// Twitch confirmed the channel; whether that is news.
+    pub(super) fn confirmed(&mut self, name: &str) -> bool {
+        self.channels.get_mut(name).is_some_and(|channel| {
+            channel.failed = None;
+            std::mem::replace(&mut channel.request, Request::Joined) != Request::Joined
+        })
     }
 
-    /// Twitch refused the channel.
-    pub(super) fn refused(&mut self, channel: &str, why: JoinFailure, now: Instant) -> bool {
-        let failed = Membership::Failed {
-            why,
-            retry_at: now + FAILED_PAUSE,
-        };
-        self.channels
-            .get_mut(channel)
-            .is_some_and(|membership| std::mem::replace(membership, failed) != failed)
+    /// Twitch refused the channel; whether that is news.
+    pub(super) fn refused(&mut self, name: &str, why: JoinFailure, now: Instant) -> bool {
+        self.channels.get_mut(name).is_some_and(|channel| {
+            channel.request = Request::Resting { retry_at: now + FAILED_PAUSE };
+            channel.failed.replace(why) != Some(why)
+        })
     }
 
-    /// Twitch put us out of the channel.
-    pub(super) fn parted(&mut self, channel: &str) -> bool {
-        let Some(membership) = self.channels.get_mut(channel) else {
-            return false;
-        };
-        *membership = Membership::Wanted { asked: 0 };
-        self.queue.push_back(channel.to_owned());
+    /// Twitch put us out of the channel; whether it is one of ours.
+    pub(super) fn parted(&mut self, name: &str) -> bool {
+        let Some(channel) = self.channels.get_mut(name) else { return false };
+        channel.request = Request::Queued { asked: 0 };
+        self.queue.push_back(name.to_owned());
         true
     }
 
     /// Every channel, its state, and why it failed.
     pub(super) fn states(&self) -> impl Iterator<Item = (&str, ChannelState, Option<JoinFailure>)> {
-        self.channels.iter().map(|(name, membership)| match membership {
-            Membership::Wanted { .. } | Membership::Asked { .. } => {
-                (name.as_str(), ChannelState::Wanted, None)
-            }
-            Membership::Joined => (name.as_str(), ChannelState::Joined, None),
-            Membership::Failed { why, .. } => (name.as_str(), ChannelState::Failed, Some(*why)),
+        self.channels.iter().map(|(name, channel)| match (channel.request, channel.failed) {
+            (Request::Joined, _) => (name.as_str(), ChannelState::Joined, None),
+            (_, Some(why)) => (name.as_str(), ChannelState::Failed, Some(why)),
+            (_, None) => (name.as_str(), ChannelState::Wanted, None),
         })
     }
 
@@ -173,31 +158,25 @@ impl Joins {
         while self.sent.front().is_some_and(|sent| *sent + SPAN <= now) {
             self.sent.pop_front();
         }
-        for (channel, membership) in &mut self.channels {
-            match *membership {
-                Membership::Asked { asked, answer_due } if answer_due <= now => {
-                    if asked < ANSWER_WAITS.len() {
-                        *membership = Membership::Wanted { asked };
-                        self.queue.push_back(channel.clone());
-                    } else {
-                        *membership = Membership::Failed {
-                            why: JoinFailure::NoAnswer,
-                            retry_at: now + FAILED_PAUSE,
-                        };
+        for (name, channel) in &mut self.channels {
+            let asked_again = match channel.request {
+                Request::Asked { asked, answer_due } if answer_due <= now => {
+                    if asked >= ANSWER_WAITS.len() {
+                        channel.failed = Some(JoinFailure::NoAnswer);
+                        channel.request = Request::Resting { retry_at: now + FAILED_PAUSE };
+                        continue;
                     }
+                    asked
                 }
-                // Once more, as the last of its requests: its state stays what it is until it is answered.
-                Membership::Failed { retry_at, .. } if retry_at <= now => {
-                    *membership = Membership::Wanted {
-                        asked: ANSWER_WAITS.len() - 1,
-                    };
-                    self.queue.push_back(channel.clone());
-                }
-                Membership::Wanted { .. }
-                | Membership::Asked { .. }
-                | Membership::Joined
-                | Membership::Failed { .. } => {}
-            }
+                // Once more, as the last of its requests.
+                Request::Resting { retry_at } if retry_at <= now => ANSWER_WAITS.len() - 1,
+                Request::Queued { .. }
+                | Request::Asked { .. }
+                | Request::Joined
+                | Request::Resting { .. } => continue,
+            };
+            channel.request = Request::Queued { asked: asked_again };
+            self.queue.push_back(name.clone());
         }
     }
 }
@@ -237,9 +216,7 @@ mod tests {
 
     fn most_in_ten_seconds(sent: &[(Instant, String)]) -> usize {
         let within = |start: Instant| {
-            sent.iter()
-                .filter(|(at, _)| *at >= start && *at < start + Duration::from_secs(10))
-                .count()
+            sent.iter().filter(|(at, _)| *at >= start && *at < start + Duration::from_secs(10)).count()
         };
         sent.iter().map(|(at, _)| within(*at)).max().unwrap_or(0)
     }
@@ -277,10 +254,7 @@ mod tests {
         assert!(joins.refused("c000", JoinFailure::Banned, now));
         assert!(joins.confirmed("c001") && !joins.confirmed("c001") && !joins.confirmed("elsewhere"));
         let states: Vec<_> = joins.states().collect();
-        assert_eq!(
-            states[0],
-            ("c000", ChannelState::Failed, Some(JoinFailure::Banned))
-        );
+        assert_eq!(states[0], ("c000", ChannelState::Failed, Some(JoinFailure::Banned)));
         assert!(joins.confirmed("c000"));
         assert!(joins.parted("c001"));
         assert_eq!(joins.take_due(now).as_deref(), Some("c001"));

@@ -129,10 +129,7 @@ mod tests {
         for length in [LONGEST_LINE + 1, LONGEST_LINE + 2, LONGEST_LINE * 3, 1 << 20] {
             let mut bytes = vec![b'x'; length];
             bytes.extend_from_slice(b"\r\nPING\r\n");
-            let expected = [
-                Line::TooLong(Bytes::from(vec![b'x'; LONGEST_LINE])),
-                whole(b"PING"),
-            ];
+            let expected = [Line::TooLong(Bytes::from(vec![b'x'; LONGEST_LINE])), whole(b"PING")];
             assert_eq!(cut(&[&bytes]), expected, "{length} at once");
             let chunks: Vec<&[u8]> = bytes.chunks(1_000).collect();
             assert_eq!(cut(&chunks), expected, "{length} in pieces");

@@ -54,19 +54,15 @@ impl TwitchMetrics {
         Ok(Self {
             connected: register.gauge("twitch_connected", "1 while a connection to Twitch is logged in")?,
             channels: register.gauges("twitch_channels", "Channels by state", "state")?,
-            reconnects: register.counter(
-                "twitch_reconnects_total",
-                "Connections that stood again after a loss",
-            )?,
+            reconnects: register
+                .counter("twitch_reconnects_total", "Connections that stood again after a loss")?,
             bad_lines: register.counters(
                 "twitch_bad_lines_total",
                 "Lines that were not as they should be",
                 "kind",
             )?,
-            emote_ranges_dropped: register.counter(
-                "twitch_emote_ranges_dropped_total",
-                "Emote ranges that do not fit their text",
-            )?,
+            emote_ranges_dropped: register
+                .counter("twitch_emote_ranges_dropped_total", "Emote ranges that do not fit their text")?,
         })
     }
 }

@@ -82,12 +82,7 @@ pub struct Normalizer {
 impl Normalizer {
     /// A reader for one source.
     pub fn new(origin: Origin, shared_chat: SharedChatMode, metrics: Arc<TwitchMetrics>) -> Self {
-        Self {
-            origin,
-            shared_chat,
-            metrics,
-            logged: AtomicU32::new(0),
-        }
+        Self { origin, shared_chat, metrics, logged: AtomicU32::new(0) }
     }
 
     /// Reads a line.
@@ -96,7 +91,7 @@ impl Normalizer {
             Line::TooLong(start) => {
                 self.note(BadLine::TooLong);
                 let message = "a line of more than 64 KiB; this is its start".to_owned();
-                return self.unusable(DeadLetterReason::LineTooLong, message, start, taken_in);
+                return self.unusable(DeadLetterReason::LineTooLong, message, &start, taken_in);
             }
             Line::Whole(bytes) => bytes,
         };
@@ -113,7 +108,7 @@ impl Normalizer {
             return self.unusable(
                 DeadLetterReason::Unparsable,
                 "no line of IRC".to_owned(),
-                bytes.clone(),
+                &bytes,
                 taken_in,
             );
         };
@@ -129,12 +124,7 @@ impl Normalizer {
             Ok(event) => self.draft(event, is_dated, taken_in),
             Err(missing) => {
                 self.note(BadLine::NotNormalizable);
-                self.unusable(
-                    DeadLetterReason::NotNormalizable,
-                    missing.to_owned(),
-                    bytes.clone(),
-                    taken_in,
-                )
+                self.unusable(DeadLetterReason::NotNormalizable, missing.to_owned(), &bytes, taken_in)
             }
         }
     }
@@ -148,11 +138,7 @@ impl Normalizer {
     }
 
     fn draft(&self, event: Event, is_dated: bool, taken_in: TakenIn) -> Reading {
-        let not_published_before = if is_dated {
-            event.occurred_at
-        } else {
-            self.undated(taken_in.at)
-        };
+        let not_published_before = if is_dated { event.occurred_at } else { self.undated(taken_in.at) };
         Reading::Draft(Box::new(Draft {
             origin: self.origin,
             id: id::event_id(&event.idempotency_key),
@@ -177,20 +163,17 @@ impl Normalizer {
         &self,
         reason: DeadLetterReason,
         message: String,
-        bytes: Bytes,
+        bytes: &[u8],
         taken_in: TakenIn,
     ) -> Reading {
         Reading::Draft(Box::new(Draft {
             origin: self.origin,
-            id: id::event_id(&id::content_key(PLATFORM, &bytes)),
+            id: id::event_id(&id::content_key(PLATFORM, bytes)),
             taken_in_at: taken_in.at,
             taken_in: taken_in.instant,
             not_published_before: self.undated(taken_in.at),
-            content: Content::Unusable {
-                reason,
-                message,
-                original: bytes,
-            },
+            // A copy: a slice would keep the whole read buffer alive.
+            content: Content::Unusable { reason, message, original: Bytes::copy_from_slice(bytes) },
             slip: None,
         }))
     }
@@ -201,14 +184,8 @@ impl Normalizer {
         };
         let (text, is_action) = text::unwrap_action(text);
         let author = Author::of(parsed, parsed.nick());
-        let payload = MessagePayload {
-            text,
-            said: self.said(parsed, &author, text, is_action),
-        };
-        Ok(with_user(
-            self.event(EventType::ChatMessage, parsed, line, at, &payload)?,
-            &author,
-        ))
+        let payload = MessagePayload { text, said: self.said(parsed, &author, text, is_action) };
+        Ok(with_user(self.event(EventType::ChatMessage, parsed, line, at, &payload)?, &author))
     }
 
     fn notice(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
@@ -226,10 +203,7 @@ impl Normalizer {
             params: Pairs(&params),
             said: self.said(parsed, &author, text.unwrap_or_default(), is_action),
         };
-        Ok(with_user(
-            self.event(EventType::ChatNotice, parsed, line, at, &payload)?,
-            &author,
-        ))
+        Ok(with_user(self.event(EventType::ChatNotice, parsed, line, at, &payload)?, &author))
     }
 
     /// What chat messages and notices share.
@@ -252,10 +226,7 @@ impl Normalizer {
             is_vip: holds(Role::Vip),
             is_broadcaster: holds(Role::Broadcaster),
             color: parsed.tag("color").unwrap_or_default(),
-            bits: parsed
-                .tag("bits")
-                .and_then(|bits| bits.parse().ok())
-                .unwrap_or_default(),
+            bits: parsed.tag("bits").and_then(|bits| bits.parse().ok()).unwrap_or_default(),
             emotes,
             reply: reply(parsed),
             shared_chat: shared_chat(parsed),
@@ -264,14 +235,8 @@ impl Normalizer {
     }
 
     fn clear_chat(&self, parsed: &Parsed<'_>, line: &str, at: Timestamp) -> Result<Event, &'static str> {
-        let duration_seconds = parsed
-            .tag("ban-duration")
-            .and_then(|seconds| seconds.parse().ok());
-        let target_login = parsed
-            .params
-            .get(1)
-            .map(String::as_str)
-            .filter(|login| !login.is_empty());
+        let duration_seconds = parsed.tag("ban-duration").and_then(|seconds| seconds.parse().ok());
+        let target_login = parsed.params.get(1).map(String::as_str).filter(|login| !login.is_empty());
         let target_user_id = parsed.tag("target-user-id");
         let action = match (target_login.or(target_user_id), duration_seconds) {
             (None, _) => ModerationAction::Clear,
@@ -358,19 +323,11 @@ fn content_key(parsed: &Parsed<'_>, line: &str) -> String {
 fn protocol(parsed: Parsed<'_>) -> Protocol {
     let nick = parsed.nick().map(str::to_owned);
     let msg_id = parsed.tag("msg-id").map(str::to_owned);
-    Protocol {
-        command: parsed.command,
-        params: parsed.params,
-        nick,
-        msg_id,
-    }
+    Protocol { command: parsed.command, params: parsed.params, nick, msg_id }
 }
 
 fn source(parsed: &Parsed<'_>) -> Result<SourceRef, &'static str> {
-    let channel = parsed
-        .params
-        .first()
-        .map(|channel| channel.trim_start_matches('#').to_lowercase());
+    let channel = parsed.params.first().map(|channel| channel.trim_start_matches('#').to_lowercase());
     match channel.filter(|channel| !channel.is_empty()) {
         Some(channel) => Ok(SourceRef {
             platform: PLATFORM,
@@ -403,13 +360,7 @@ impl<'a> Author<'a> {
             (None, None) => Cow::Borrowed(""),
         };
         let display_name = display_name.map_or_else(|| name.clone(), Cow::Borrowed);
-        Self {
-            id: parsed.tag("user-id"),
-            name,
-            display_name,
-            badges,
-            roles,
-        }
+        Self { id: parsed.tag("user-id"), name, display_name, badges, roles }
     }
 }
 
@@ -445,11 +396,7 @@ fn shared_chat<'a>(parsed: &'a Parsed<'_>) -> Option<SharedChat<'a>> {
     let source_room_id = parsed.tag("source-room-id");
     let source_message_id = parsed.tag("source-id");
     source_room_id.or(source_message_id)?;
-    Some(SharedChat {
-        source_room_id,
-        source_message_id,
-        source_kind: parsed.tag("source-msg-id"),
-    })
+    Some(SharedChat { source_room_id, source_message_id, source_kind: parsed.tag("source-msg-id") })
 }
 
 fn raw<'a>(parsed: &'a Parsed<'_>) -> Raw<'a> {
@@ -460,8 +407,5 @@ fn raw<'a>(parsed: &'a Parsed<'_>) -> Raw<'a> {
         size <= MOST_RAW_TAGS
     });
     let kept = fitting.count();
-    Raw {
-        tags: Pairs(&all[..kept]),
-        truncated: kept < all.len(),
-    }
+    Raw { tags: Pairs(&all[..kept]), truncated: kept < all.len() }
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::watch;
 
 use super::lines::Lines;
 use super::normalize::{Normalizer, Reading, TakenIn};
@@ -23,69 +24,65 @@ pub struct ReplayDoor {
     intake: Mutex<Option<Intake>>,
     normalizer: Normalizer,
     clock: Clock,
+    closed: watch::Sender<bool>,
 }
 
 impl ReplayDoor {
     /// An open one.
     pub fn new(intake: Intake, normalizer: Normalizer, clock: Clock) -> Self {
-        Self {
-            intake: Mutex::new(Some(intake)),
-            normalizer,
-            clock,
-        }
+        Self { intake: Mutex::new(Some(intake)), normalizer, clock, closed: watch::Sender::new(false) }
     }
 
-    /// Lets go of the door; replays under way still hold it.
+    /// Lets go of the door. Replays under way read no further.
     pub fn close(&self) {
+        self.closed.send_replace(true);
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Feeds the lines of `input` to the path and waits until each event has come to its end; `None` when closed.
+    /// Feeds the lines of `input` to the path and waits until each event has come to its end; `None` when closed
+    /// before all was read.
     pub async fn replay(&self, input: impl AsyncRead + Unpin) -> io::Result<Option<Outcomes>> {
         let intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(intake) = intake else { return Ok(None) };
         let receipt = Receipt::new();
-        feed(input, &self.normalizer, &intake, &self.clock, &receipt).await?;
+        let is_whole = self.feed(input, &intake, &receipt).await?;
         drop(intake);
-        Ok(Some(receipt.all_back().await))
+        let outcomes = receipt.all_back().await;
+        Ok(is_whole.then_some(outcomes))
     }
-}
 
-/// Feeds the lines of `input` to the door, and waits there as long as it takes. What becomes of each event is
-/// told to `receipt`.
-async fn feed(
-    mut input: impl AsyncRead + Unpin,
-    normalizer: &Normalizer,
-    intake: &Intake,
-    clock: &Clock,
-    receipt: &Receipt,
-) -> io::Result<()> {
-    let mut lines = Lines::new();
-    let mut drafts = Vec::with_capacity(BATCH);
-    loop {
-        lines.buffer().reserve(READ_BYTES);
-        let read = input.read_buf(lines.buffer()).await?;
-        let taken_in = TakenIn {
-            at: clock.now(),
-            instant: Instant::now(),
-        };
-        while let Some(line) = lines
-            .next_line()
-            .or_else(|| if read == 0 { lines.last_line() } else { None })
-        {
-            if let Reading::Draft(mut draft) = normalizer.read(line, taken_in) {
-                draft.slip = Some(receipt.slip());
-                drafts.push(*draft);
+    /// Feeds the lines of `input` to the door, and waits there as long as it takes. False: closed meanwhile.
+    async fn feed(
+        &self,
+        mut input: impl AsyncRead + Unpin,
+        intake: &Intake,
+        receipt: &Receipt,
+    ) -> io::Result<bool> {
+        let mut closed = self.closed.subscribe();
+        let mut lines = Lines::new();
+        let mut drafts = Vec::with_capacity(BATCH);
+        loop {
+            lines.buffer().reserve(READ_BYTES);
+            let read = tokio::select! {
+                read = input.read_buf(lines.buffer()) => read?,
+                () = async { drop(closed.wait_for(|closed| *closed).await) } => return Ok(false),
+            };
+            let taken_in = TakenIn { at: self.clock.now(), instant: Instant::now() };
+            while let Some(line) =
+                lines.next_line().or_else(|| if read == 0 { lines.last_line() } else { None })
+            {
+                if let Reading::Draft(mut draft) = self.normalizer.read(line, taken_in) {
+                    draft.slip = Some(receipt.slip());
+                    drafts.push(*draft);
+                }
+                if drafts.len() == BATCH {
+                    intake.offer(Origin::Replay, std::mem::take(&mut drafts), Patience::Unlimited).await;
+                }
             }
-            if drafts.len() == BATCH {
-                intake
-                    .offer(Origin::Replay, std::mem::take(&mut drafts), Patience::Unlimited)
-                    .await;
+            if read == 0 {
+                intake.offer(Origin::Replay, drafts, Patience::Unlimited).await;
+                return Ok(true);
             }
-        }
-        if read == 0 {
-            intake.offer(Origin::Replay, drafts, Patience::Unlimited).await;
-            return Ok(());
         }
     }
 }

@@ -99,14 +99,8 @@ pub struct TwitchConfig {
 fn shown_account<S: serde::Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
     use serde::ser::SerializeMap as _;
     let mut map = serializer.serialize_map(Some(2))?;
-    map.serialize_entry(
-        "TWITCH_BOT_USERNAME",
-        &account.as_ref().map(|account| &account.username),
-    )?;
-    map.serialize_entry(
-        "TWITCH_BOT_ACCESS_TOKEN",
-        &account.as_ref().map(|account| &account.token),
-    )?;
+    map.serialize_entry("TWITCH_BOT_USERNAME", &account.as_ref().map(|account| &account.username))?;
+    map.serialize_entry("TWITCH_BOT_ACCESS_TOKEN", &account.as_ref().map(|account| &account.token))?;
     map.end()
 }
 
@@ -136,11 +130,7 @@ impl TwitchArgs {
         }
         let account = self.account(environment, problems);
         let address = problems.parse("TWITCH_IRC_URL", &self.twitch_irc_url, irc_address);
-        let join_rate = problems.parse(
-            "TWITCH_JOIN_RATE",
-            &self.twitch_join_rate,
-            settings::count(1, 2_000),
-        );
+        let join_rate = problems.parse("TWITCH_JOIN_RATE", &self.twitch_join_rate, settings::count(1, 2_000));
         let shared_chat = problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat);
         let wait = settings::number(1, 3_600_000);
         let first = problems.parse("IRC_RECONNECT_INITIAL_MS", &self.irc_reconnect_initial_ms, &wait);
@@ -195,10 +185,7 @@ impl TwitchArgs {
 
 fn channels(text: &str) -> Result<Vec<String>, String> {
     let mut channels = Vec::new();
-    for name in text
-        .split([',', ' ', '\t', '\r', '\n'])
-        .filter(|name| !name.is_empty())
-    {
+    for name in text.split([',', ' ', '\t', '\r', '\n']).filter(|name| !name.is_empty()) {
         let channel = login(name)?;
         if !channels.contains(&channel) {
             channels.push(channel);
@@ -210,9 +197,7 @@ fn channels(text: &str) -> Result<Vec<String>, String> {
 /// A login: letters, digits and `_`, which is also what keeps a JOIN one line.
 fn login(text: &str) -> Result<String, String> {
     let login = text.strip_prefix('#').unwrap_or(text).to_lowercase();
-    let is_plain = login
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_plain = login.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if login.is_empty() || login.len() > 64 || !is_plain {
         return Err(format!("{text:?} is no login of Twitch"));
     }
@@ -220,12 +205,8 @@ fn login(text: &str) -> Result<String, String> {
 }
 
 fn irc_address(text: &str) -> Result<IrcAddress, String> {
-    let wrong = || {
-        format!(
-            "{:?} is no address such as ircs://host:6697 or irc://host:6667",
-            without_user_info(text)
-        )
-    };
+    let wrong =
+        || format!("{:?} is no address such as ircs://host:6697 or irc://host:6667", without_user_info(text));
     let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
     let tls = match scheme {
         "ircs" => true,
@@ -238,11 +219,7 @@ fn irc_address(text: &str) -> Result<IrcAddress, String> {
     if host.is_empty() || host.contains(['/', '@']) {
         return Err(wrong());
     }
-    Ok(IrcAddress {
-        tls,
-        host: host.to_owned(),
-        port,
-    })
+    Ok(IrcAddress { tls, host: host.to_owned(), port })
 }
 
 #[cfg(test)]
@@ -260,17 +237,11 @@ mod tests {
         let arguments = std::iter::once("inlet").chain(flags.iter().copied());
         let command = Command::try_parse_from(arguments).unwrap();
         let environment = Environment::new(
-            environment
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
         );
         let mut problems = Problems::default();
         let config = command.twitch.check(&environment, &mut problems);
-        if problems.lines().is_empty() {
-            Ok(config.unwrap())
-        } else {
-            Err(problems.lines().to_vec())
-        }
+        if problems.lines().is_empty() { Ok(config.unwrap()) } else { Err(problems.lines().to_vec()) }
     }
 
     #[test]
@@ -282,39 +253,25 @@ mod tests {
         let none = check(&["--twitch-channels", ""], &[]).unwrap();
         assert!(!none.enabled && none.channels.is_empty());
         assert!(check(&["--twitch-enabled", "true"], &[]).is_err());
-        assert!(
-            !check(&["--twitch-enabled", "false", "--twitch-channels", "a"], &[])
-                .unwrap()
-                .enabled
-        );
+        assert!(!check(&["--twitch-enabled", "false", "--twitch-channels", "a"], &[]).unwrap().enabled);
     }
 
     #[test]
     fn username_and_token_go_together_and_the_prefix_does_not_matter() {
         let both = |token| {
-            check(
-                &["--twitch-bot-username", "Bot"],
-                &[("TWITCH_BOT_ACCESS_TOKEN", token)],
-            )
-            .unwrap()
-            .account
-            .unwrap()
+            check(&["--twitch-bot-username", "Bot"], &[("TWITCH_BOT_ACCESS_TOKEN", token)])
+                .unwrap()
+                .account
+                .unwrap()
         };
         for token in ["secret", "oauth:secret"] {
             let account = both(token);
-            assert_eq!(
-                (account.username.as_str(), account.token.expose()),
-                ("bot", "secret")
-            );
+            assert_eq!((account.username.as_str(), account.token.expose()), ("bot", "secret"));
         }
         assert!(check(&["--twitch-bot-username", "bot"], &[]).is_err());
         assert!(check(&[], &[("TWITCH_BOT_ACCESS_TOKEN", "x")]).is_err());
         let shown = serde_json::to_string(
-            &check(
-                &["--twitch-bot-username", "bot"],
-                &[("TWITCH_BOT_ACCESS_TOKEN", "hush")],
-            )
-            .unwrap(),
+            &check(&["--twitch-bot-username", "bot"], &[("TWITCH_BOT_ACCESS_TOKEN", "hush")]).unwrap(),
         );
         assert!(!shown.unwrap().contains("hush"));
     }
@@ -335,18 +292,9 @@ mod tests {
     #[test]
     fn addresses_of_irc() {
         let address = |text| irc_address(text).map(|address| (address.tls, address.host, address.port));
-        assert_eq!(
-            address("irc://127.0.0.1:6667"),
-            Ok((false, "127.0.0.1".to_owned(), 6667))
-        );
+        assert_eq!(address("irc://127.0.0.1:6667"), Ok((false, "127.0.0.1".to_owned(), 6667)));
         assert_eq!(address("ircs://[::1]:6697/"), Ok((true, "::1".to_owned(), 6697)));
-        for bad in [
-            "irc://host",
-            "host:1",
-            "irc://:1",
-            "irc://u:p@h:1",
-            "irc://h:99999",
-        ] {
+        for bad in ["irc://host", "host:1", "irc://:1", "irc://u:p@h:1", "irc://h:99999"] {
             let error = address(bad).unwrap_err();
             assert!(!error.contains("u:p"), "{error}");
         }

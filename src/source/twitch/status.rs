@@ -83,11 +83,7 @@ impl TwitchStatus {
     /// Of a source that has not started: `disabled` for good if it never will.
     pub fn new(enabled: bool, metrics: Arc<TwitchMetrics>, clock: Clock) -> Self {
         let snapshot = Snapshot {
-            state: if enabled {
-                ConnectionState::Connecting
-            } else {
-                ConnectionState::Disabled
-            },
+            state: if enabled { ConnectionState::Connecting } else { ConnectionState::Disabled },
             account: None,
             channels: Vec::new(),
             connections: 0,
@@ -96,11 +92,7 @@ impl TwitchStatus {
             last_message_at: None,
             last_error: None,
         };
-        Self {
-            snapshot: Mutex::new(snapshot),
-            metrics,
-            clock,
-        }
+        Self { snapshot: Mutex::new(snapshot), metrics, clock }
     }
 
     /// What is known now.
@@ -135,30 +127,17 @@ impl TwitchStatus {
         self.with(|snapshot| {
             snapshot.state = state;
             snapshot.connections = 0;
-            snapshot.last_error = Some(LastError {
-                code,
-                message: message.to_owned(),
-                at,
-            });
+            snapshot.last_error = Some(LastError { code, message: message.to_owned(), at });
         });
     }
 
     /// Something about the channels changed.
     pub(super) fn channels(&self, joins: &Joins) {
-        let channels: Vec<_> = joins
-            .states()
-            .map(|(name, state, why)| Channel {
-                name: name.to_owned(),
-                state,
-                why,
-            })
-            .collect();
+        let channels: Vec<_> =
+            joins.states().map(|(name, state, why)| Channel { name: name.to_owned(), state, why }).collect();
         for state in ChannelState::ALL {
             let count = channels.iter().filter(|channel| channel.state == *state).count();
-            self.metrics
-                .channels
-                .of(*state)
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
+            self.metrics.channels.of(*state).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.with(|snapshot| snapshot.channels = channels);
     }
@@ -177,23 +156,16 @@ impl Part for TwitchStatus {
     fn is_waited_for(&self) -> bool {
         self.with(|snapshot| match snapshot.state {
             ConnectionState::Disabled => false,
-            ConnectionState::Connected => snapshot
-                .channels
-                .iter()
-                .any(|channel| channel.state == ChannelState::Wanted),
+            ConnectionState::Connected => {
+                snapshot.channels.iter().any(|channel| channel.state == ChannelState::Wanted)
+            }
             ConnectionState::Connecting | ConnectionState::Reconnecting | ConnectionState::Error => true,
         })
     }
 
     fn describe(&self) -> Value {
         let snapshot = self.snapshot();
-        let count = |state| {
-            snapshot
-                .channels
-                .iter()
-                .filter(|channel| channel.state == state)
-                .count()
-        };
+        let count = |state| snapshot.channels.iter().filter(|channel| channel.state == state).count();
         json!({
             "state": snapshot.state,
             "joined": count(ChannelState::Joined),

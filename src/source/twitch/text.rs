@@ -56,10 +56,7 @@ impl<'a> CodePoints<'a> {
         let offsets = if text.is_ascii() {
             Vec::new()
         } else {
-            text.char_indices()
-                .map(|(offset, _)| offset)
-                .chain([text.len()])
-                .collect()
+            text.char_indices().map(|(offset, _)| offset).chain([text.len()]).collect()
         };
         Self { text, offsets }
     }
@@ -85,25 +82,12 @@ pub(super) fn roles(badges: &[&str], is_tagged: impl Fn(&str) -> bool) -> Vec<Ro
     let has = |name: &str| badges.iter().any(|badge| badge.split('/').next() == Some(name));
     let held = [
         (Role::Broadcaster, has("broadcaster")),
-        (
-            Role::Moderator,
-            has("moderator") || has("lead_moderator") || is_tagged("mod"),
-        ),
+        (Role::Moderator, has("moderator") || has("lead_moderator") || is_tagged("mod")),
         (Role::Vip, has("vip") || is_tagged("vip")),
-        (
-            Role::Subscriber,
-            has("subscriber") || has("founder") || is_tagged("subscriber"),
-        ),
+        (Role::Subscriber, has("subscriber") || has("founder") || is_tagged("subscriber")),
     ];
-    let roles: Vec<_> = held
-        .into_iter()
-        .filter_map(|(role, held)| held.then_some(role))
-        .collect();
-    if roles.is_empty() {
-        vec![Role::Viewer]
-    } else {
-        roles
-    }
+    let roles: Vec<_> = held.into_iter().filter_map(|(role, held)| held.then_some(role)).collect();
+    if roles.is_empty() { vec![Role::Viewer] } else { roles }
 }
 
 #[cfg(test)]
@@ -115,10 +99,7 @@ mod tests {
         assert_eq!(unwrap_action("\u{1}ACTION waves\u{1}"), ("waves", true));
         assert_eq!(unwrap_action("\u{1}ACTION waves"), ("waves", true));
         assert_eq!(unwrap_action("\u{1}ACTION \u{1}"), ("", true));
-        assert_eq!(
-            unwrap_action("x \u{1}ACTION waves\u{1}"),
-            ("x \u{1}ACTION waves\u{1}", false)
-        );
+        assert_eq!(unwrap_action("x \u{1}ACTION waves\u{1}"), ("x \u{1}ACTION waves\u{1}", false));
         assert_eq!(unwrap_action("\u{1}VERSION\u{1}"), ("\u{1}VERSION\u{1}", false));
     }
 
@@ -139,20 +120,11 @@ mod tests {
 
     #[test]
     fn emotes_are_cut_by_code_point() {
-        assert_eq!(
-            found("25:6-10", "Hello Kappa!"),
-            (vec![emote_at("25", "Kappa", 6, 11)], 0)
-        );
-        assert_eq!(
-            found("25:1-5", "😂Kappa😂"),
-            (vec![emote_at("25", "Kappa", 1, 6)], 0)
-        );
+        assert_eq!(found("25:6-10", "Hello Kappa!"), (vec![emote_at("25", "Kappa", 6, 11)], 0));
+        assert_eq!(found("25:1-5", "😂Kappa😂"), (vec![emote_at("25", "Kappa", 1, 6)], 0));
         let both = vec![emote_at("25", "Kappa", 0, 5), emote_at("1902", "Keepo", 6, 11)];
         assert_eq!(found("1902:6-10/25:0-4", "Kappa Keepo"), (both, 0));
-        assert_eq!(
-            found("emotesv2_a:0-0", "e\u{301}"),
-            (vec![emote_at("emotesv2_a", "e", 0, 1)], 0)
-        );
+        assert_eq!(found("emotesv2_a:0-0", "e\u{301}"), (vec![emote_at("emotesv2_a", "e", 0, 1)], 0));
     }
 
     #[test]
@@ -180,15 +152,9 @@ mod tests {
         let of = |list: &str, tagged: &[&str]| roles(&badges(list), |key| tagged.contains(&key));
         assert_eq!(of("", &[]), [Role::Viewer]);
         assert_eq!(of("premium/1", &[]), [Role::Viewer]);
-        assert_eq!(
-            of("subscriber/12,broadcaster/1", &[]),
-            [Role::Broadcaster, Role::Subscriber]
-        );
+        assert_eq!(of("subscriber/12,broadcaster/1", &[]), [Role::Broadcaster, Role::Subscriber]);
         assert_eq!(of("lead_moderator/1", &[]), [Role::Moderator]);
-        assert_eq!(
-            of("founder/0,vip/1", &["mod"]),
-            [Role::Moderator, Role::Vip, Role::Subscriber]
-        );
+        assert_eq!(of("founder/0,vip/1", &["mod"]), [Role::Moderator, Role::Vip, Role::Subscriber]);
         assert_eq!(of("", &["subscriber", "vip"]), [Role::Vip, Role::Subscriber]);
         assert_eq!(of("moderator_of_the_year/1", &[]), [Role::Viewer]);
     }

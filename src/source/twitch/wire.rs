@@ -27,9 +27,9 @@ impl Parsed<'_> {
     /// The nick of the prefix; of a prefix without one, what stands in its place.
     pub(super) fn nick(&self) -> Option<&str> {
         match self.prefix.as_ref()? {
-            IRCPrefix::Full { nick, user, .. } => Some(nick.as_str())
-                .filter(|nick| !nick.is_empty())
-                .or(user.as_deref()),
+            IRCPrefix::Full { nick, user, .. } => {
+                Some(nick.as_str()).filter(|nick| !nick.is_empty()).or(user.as_deref())
+            }
             IRCPrefix::HostOnly { .. } => None,
         }
     }
@@ -44,20 +44,12 @@ pub(super) struct Tags<'a> {
 impl<'a> Tags<'a> {
     fn parse(tags: &'a str) -> Self {
         let sorted = sorted_tags(tags);
-        Self {
-            unescaped: sorted
-                .into_iter()
-                .map(|(key, value)| (key, unescape(value)))
-                .collect(),
-        }
+        Self { unescaped: sorted.into_iter().map(|(key, value)| (key, unescape(value))).collect() }
     }
 
     /// A tag's value; empty for a tag without one.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        let index = self
-            .unescaped
-            .binary_search_by(|(other, _)| (*other).cmp(key))
-            .ok()?;
+        let index = self.unescaped.binary_search_by(|(other, _)| (*other).cmp(key)).ok()?;
         Some(&self.unescaped[index].1)
     }
 
@@ -94,14 +86,12 @@ fn unescape(value: &str) -> Cow<'_, str> {
 pub(super) fn parse(line: &str) -> Option<Parsed<'_>> {
     let line = line.trim_start_matches(' ');
     let (tags, rest) = match line.strip_prefix('@') {
-        Some(tagged) => tagged
-            .split_once(' ')
-            .filter(|(tags, _)| !tags.is_empty() && !tags.contains('\r'))?,
+        Some(tagged) => {
+            tagged.split_once(' ').filter(|(tags, _)| !tags.is_empty() && !tags.contains('\r'))?
+        }
         None => ("", line),
     };
-    let message = IRCMessage::parse(rest)
-        .or_else(|_| IRCMessage::parse(&single_spaced(rest)))
-        .ok()?;
+    let message = IRCMessage::parse(rest).or_else(|_| IRCMessage::parse(&single_spaced(rest))).ok()?;
     let tags = Tags::parse(tags);
     // A second block of tags is none: what stands there is no command.
     message.tags.0.is_empty().then_some(Parsed {
@@ -141,10 +131,7 @@ fn single_spaced(line: &str) -> String {
 
 /// The tags of a line as they stand on the wire, still escaped.
 pub(super) fn wire_tags(line: &str) -> Vec<(&str, &str)> {
-    let tags = line
-        .trim_start_matches(' ')
-        .strip_prefix('@')
-        .and_then(|rest| rest.split(' ').next());
+    let tags = line.trim_start_matches(' ').strip_prefix('@').and_then(|rest| rest.split(' ').next());
     sorted_tags(tags.unwrap_or_default())
 }
 
@@ -188,10 +175,7 @@ mod tests {
 
     #[test]
     fn double_spaces_outside_the_text_count_as_one() {
-        for line in [
-            "  @a=b  :n!u@h   PRIVMSG  #c   :two  spaces",
-            "@a=b :n!u@h PRIVMSG #c :two  spaces",
-        ] {
+        for line in ["  @a=b  :n!u@h   PRIVMSG  #c   :two  spaces", "@a=b :n!u@h PRIVMSG #c :two  spaces"] {
             let parsed = parse(line).unwrap();
             assert_eq!(parsed.command, "PRIVMSG");
             assert_eq!(parsed.params, ["#c", "two  spaces"]);
@@ -231,10 +215,7 @@ mod tests {
             (Some("2"), Some("; \\\r\n"), Some(""), Some(""))
         );
         assert_eq!((tags("e"), tags("f")), (Some("x"), Some("z")));
-        assert_eq!(
-            wire_tags(r"@b=\s;a=1;c;a=2 PING"),
-            [("a", "2"), ("b", r"\s"), ("c", "")]
-        );
+        assert_eq!(wire_tags(r"@b=\s;a=1;c;a=2 PING"), [("a", "2"), ("b", r"\s"), ("c", "")]);
         assert!(wire_tags("PING").is_empty());
     }
 

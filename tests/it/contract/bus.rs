@@ -51,12 +51,7 @@ fn config(flags: &[&str]) -> BusConfig {
 
 impl Fixture {
     async fn embedded() -> Self {
-        Self::on(
-            Ground::Embedded(tempfile::tempdir().unwrap()),
-            Clock::system(),
-            &[],
-        )
-        .await
+        Self::on(Ground::Embedded(tempfile::tempdir().unwrap()), Clock::system(), &[]).await
     }
 
     async fn nats() -> Self {
@@ -99,11 +94,8 @@ impl Fixture {
         let mut follower = self.bus.follow(start, wanted).await.unwrap();
         let mut all = Vec::new();
         loop {
-            let Batch { messages, is_end } = tokio::time::timeout(PATIENCE, follower.next())
-                .await
-                .unwrap()
-                .unwrap()
-                .unwrap();
+            let Batch { messages, is_end } =
+                tokio::time::timeout(PATIENCE, follower.next()).await.unwrap().unwrap().unwrap();
             all.extend(messages);
             if is_end {
                 return all;
@@ -122,13 +114,7 @@ fn message(key: &str) -> Message {
 }
 
 fn numbered(messages: impl IntoIterator<Item = Message>) -> Vec<Numbered> {
-    (0..)
-        .zip(messages)
-        .map(|(number, message)| Numbered {
-            number,
-            message: Arc::new(message),
-        })
-        .collect()
+    (0..).zip(messages).map(|(number, message)| Numbered { number, message: Arc::new(message) }).collect()
 }
 
 /// Sends and waits until each is settled; outcomes by number.
@@ -139,12 +125,7 @@ async fn publish(lane: &mut Lane, messages: impl IntoIterator<Item = Message>) -
         lane.messages.send(chunk.to_vec()).await.unwrap();
         let mut settled: Vec<Settled> = Vec::new();
         while settled.len() < chunk.len() {
-            settled.extend(
-                tokio::time::timeout(PATIENCE, lane.settled.recv())
-                    .await
-                    .unwrap()
-                    .unwrap(),
-            );
+            settled.extend(tokio::time::timeout(PATIENCE, lane.settled.recv()).await.unwrap().unwrap());
         }
         settled.sort_by_key(|settled| settled.number);
         outcomes.extend(settled.into_iter().map(|settled| settled.outcome));
@@ -189,40 +170,20 @@ async fn messages_are_stored_in_order_and_acked_by_position(fixture: Fixture) {
     assert!(acks.iter().all(|ack| !ack.unwrap().duplicate));
     let stored = fixture.read(Start::Position(0), Wanted::Whole).await;
     assert_eq!(keys(&stored), wanted);
-    assert_eq!(
-        stored.iter().map(|stored| stored.position).collect::<Vec<_>>(),
-        positions
-    );
+    assert_eq!(stored.iter().map(|stored| stored.position).collect::<Vec<_>>(), positions);
     let first = &stored[0];
     assert_eq!(first.id, Some(message("m0").id));
-    assert_eq!(
-        (&*first.subject, first.kind.as_str()),
-        ("internal.ingress.v1", "external.chat.message.v1")
-    );
-    assert!(
-        fixture
-            .clock
-            .now()
-            .duration_since(first.stored_at)
-            .abs()
-            .as_secs()
-            < 60
-    );
+    assert_eq!((&*first.subject, first.kind.as_str()), ("internal.ingress.v1", "external.chat.message.v1"));
+    assert!(fixture.clock.now().duration_since(first.stored_at).abs().as_secs() < 60);
 }
 
 async fn the_ack_of_a_duplicate_names_the_originals_position(fixture: Fixture) {
     let mut lane = fixture.bus.open_lane(WINDOW);
     publish(&mut lane, ["a", "b", "c"].map(message)).await;
     let acks = publish(&mut lane, ["b", "d", "a", "d"].map(message)).await;
-    let said: Vec<_> = acks
-        .iter()
-        .map(|ack| ack.map(|ack| (ack.position, ack.duplicate)).unwrap())
-        .collect();
+    let said: Vec<_> = acks.iter().map(|ack| ack.map(|ack| (ack.position, ack.duplicate)).unwrap()).collect();
     assert_eq!(said, [(2, true), (4, false), (1, true), (4, true)]);
-    assert_eq!(
-        keys(&fixture.read(Start::Position(1), Wanted::Whole).await),
-        ["a", "b", "c", "d"]
-    );
+    assert_eq!(keys(&fixture.read(Start::Position(1), Wanted::Whole).await), ["a", "b", "c", "d"]);
 }
 
 async fn an_event_and_its_dead_letter_are_two_messages(fixture: Fixture) {
@@ -238,10 +199,7 @@ async fn an_event_and_its_dead_letter_are_two_messages(fixture: Fixture) {
     assert_eq!(positions, [1, 2, 2]);
     let stored = fixture.read(Start::Position(1), Wanted::Headers).await;
     assert_eq!(
-        stored
-            .iter()
-            .map(|stored| stored.id.unwrap().is_dead_letter)
-            .collect::<Vec<_>>(),
+        stored.iter().map(|stored| stored.id.unwrap().is_dead_letter).collect::<Vec<_>>(),
         [false, true]
     );
 }
@@ -253,48 +211,24 @@ async fn following_begins_at_a_position_a_time_or_the_end(fixture: Fixture) {
     let middle = fixture.clock.now();
     tokio::time::sleep(Duration::from_millis(30)).await;
     publish(&mut lane, ["d", "e"].map(message)).await;
-    assert_eq!(
-        keys(&fixture.read(Start::Position(2), Wanted::Whole).await),
-        ["b", "c", "d", "e"]
-    );
-    assert_eq!(
-        keys(&fixture.read(Start::Time(middle), Wanted::Whole).await),
-        ["d", "e"]
-    );
-    assert_eq!(
-        keys(
-            &fixture
-                .read(Start::Time(Timestamp::UNIX_EPOCH), Wanted::Whole)
-                .await
-        )
-        .len(),
-        5
-    );
+    assert_eq!(keys(&fixture.read(Start::Position(2), Wanted::Whole).await), ["b", "c", "d", "e"]);
+    assert_eq!(keys(&fixture.read(Start::Time(middle), Wanted::Whole).await), ["d", "e"]);
+    assert_eq!(keys(&fixture.read(Start::Time(Timestamp::UNIX_EPOCH), Wanted::Whole).await).len(), 5);
     assert!(fixture.read(Start::Position(6), Wanted::Whole).await.is_empty());
 
     let mut at_end = fixture.bus.follow(Start::End, Wanted::Whole).await.unwrap();
     let first = at_end.next().await.unwrap().unwrap();
     assert!(first.messages.is_empty() && first.is_end);
     publish(&mut lane, ["f"].map(message)).await;
-    let next = tokio::time::timeout(PATIENCE, at_end.next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        (keys(&next.messages), next.messages[0].position),
-        (vec!["f".to_owned()], 6)
-    );
+    let next = tokio::time::timeout(PATIENCE, at_end.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!((keys(&next.messages), next.messages[0].position), (vec!["f".to_owned()], 6));
 }
 
 async fn headers_alone_come_without_the_payload(fixture: Fixture) {
     let mut lane = fixture.bus.open_lane(WINDOW);
     publish(&mut lane, ["a"].map(message)).await;
     let stored = fixture.read(Start::Position(1), Wanted::Headers).await;
-    assert_eq!(
-        (stored[0].id, stored[0].payload.len()),
-        (Some(message("a").id), 0)
-    );
+    assert_eq!((stored[0].id, stored[0].payload.len()), (Some(message("a").id), 0));
     assert_eq!(stored[0].kind, "external.chat.message.v1");
 }
 
@@ -305,51 +239,25 @@ async fn a_restart_keeps_the_stream_and_knows_its_ids(fixture: Fixture) {
     drop(lane);
     let fixture = fixture.reopen().await;
     assert_eq!(fixture.bus.stream().unwrap().identity, identity);
-    assert_eq!(
-        fixture.bus.stream().unwrap().duplicate_window,
-        Duration::from_mins(10)
-    );
+    assert_eq!(fixture.bus.stream().unwrap().duplicate_window, Duration::from_mins(10));
     let mut lane = fixture.bus.open_lane(WINDOW);
     let acks = publish(&mut lane, ["b", "c"].map(message)).await;
-    assert_eq!(
-        acks[0],
-        Ok(Ack {
-            position: 2,
-            duplicate: true
-        })
-    );
-    assert_eq!(
-        acks[1],
-        Ok(Ack {
-            position: 3,
-            duplicate: false
-        })
-    );
+    assert_eq!(acks[0], Ok(Ack { position: 2, duplicate: true }));
+    assert_eq!(acks[1], Ok(Ack { position: 3, duplicate: false }));
 }
 
 async fn what_is_too_large_is_refused_for_good_and_nothing_else_suffers(fixture: Fixture) {
     let mut lane = fixture.bus.open_lane(WINDOW);
     let largest = fixture.bus.stream().unwrap().largest_message;
-    let large = Message {
-        payload: vec![b' '; largest + 1].into(),
-        ..message("large")
-    };
+    let large = Message { payload: vec![b' '; largest + 1].into(), ..message("large") };
     let acks = publish(&mut lane, [message("a"), large, message("b")]).await;
     assert!(acks[0].is_ok() && acks[2].is_ok());
     assert_eq!(acks[1], Err(Refusal::TooLarge));
-    assert_eq!(
-        keys(&fixture.read(Start::Position(1), Wanted::Whole).await),
-        ["a", "b"]
-    );
+    assert_eq!(keys(&fixture.read(Start::Position(1), Wanted::Whole).await), ["a", "b"]);
 }
 
 async fn an_empty_stream_says_that_this_was_all(fixture: Fixture) {
-    for start in [
-        Start::Position(0),
-        Start::Position(9),
-        Start::Time(Timestamp::UNIX_EPOCH),
-        Start::End,
-    ] {
+    for start in [Start::Position(0), Start::Position(9), Start::Time(Timestamp::UNIX_EPOCH), Start::End] {
         assert!(fixture.read(start, Wanted::Headers).await.is_empty(), "{start:?}");
     }
 }
@@ -378,45 +286,25 @@ async fn the_embedded_stream_forgets_ids_by_time_and_messages_by_age_and_size() 
     assert!(publish(&mut lane, [message("a")]).await[0].unwrap().duplicate);
     clock.step(13 * 60 * 1000);
     let again = publish(&mut lane, [message("a")]).await[0].unwrap();
-    assert_eq!(
-        again,
-        Ack {
-            position: 2,
-            duplicate: false
-        }
-    );
+    assert_eq!(again, Ack { position: 2, duplicate: false });
     clock.step(50 * 60 * 1000);
     publish(&mut lane, [message("b")]).await;
-    let left: Vec<_> = fixture
-        .read(Start::Position(0), Wanted::Headers)
-        .await
-        .iter()
-        .map(|s| s.position)
-        .collect();
+    let left: Vec<_> =
+        fixture.read(Start::Position(0), Wanted::Headers).await.iter().map(|s| s.position).collect();
     assert_eq!(left, [2, 3], "the first message is older than an hour");
 
-    let large = |n: u32| Message {
-        payload: vec![b'x'; 100_000].into(),
-        ..message(&format!("large {n}"))
-    };
+    let large = |n: u32| Message { payload: vec![b'x'; 100_000].into(), ..message(&format!("large {n}")) };
     for n in 0..30 {
         publish(&mut lane, [large(n)]).await;
     }
     let left = fixture.read(Start::Position(0), Wanted::Headers).await;
-    assert!(
-        (8..=10).contains(&left.len()),
-        "{} of 100 kB in 1 MiB",
-        left.len()
-    );
+    assert!((8..=10).contains(&left.len()), "{} of 100 kB in 1 MiB", left.len());
     assert_eq!(left.last().unwrap().position, 33);
     // Everything goes by age at last, and positions still go on.
     clock.step(2 * 60 * 60 * 1000);
     let next = publish(&mut lane, [message("c")]).await[0].unwrap();
     assert_eq!(next.position, 34);
-    assert_eq!(
-        keys(&fixture.read(Start::Time(at(0)), Wanted::Whole).await),
-        ["c"]
-    );
+    assert_eq!(keys(&fixture.read(Start::Time(at(0)), Wanted::Whole).await), ["c"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -454,27 +342,15 @@ fn a_stream_file_of_a_later_format_is_left_alone() {
 async fn verdict(nats: &Nats, flags: &[&str]) -> BusState {
     let url = nats.url();
     let config = config(&[&["--nats-url", &url], flags].concat());
-    let bus = JetStreamBus::start(
-        config.jetstream.clone().unwrap(),
-        &config,
-        &TlsConfig::default(),
-        WINDOW,
-    );
+    let bus = JetStreamBus::start(config.jetstream.clone().unwrap(), &config, &TlsConfig::default(), WINDOW);
     let mut state = bus.state();
     let known = state.wait_for(|state| !matches!(state, BusState::Connecting | BusState::Away(_)));
-    tokio::time::timeout(PATIENCE, known)
-        .await
-        .unwrap()
-        .unwrap()
-        .clone()
+    tokio::time::timeout(PATIENCE, known).await.unwrap().unwrap().clone()
 }
 
 async fn make_stream(nats: &Nats, config: async_nats::jetstream::stream::Config) {
     let client = async_nats::connect(nats.url()).await.unwrap();
-    async_nats::jetstream::new(client)
-        .create_stream(config)
-        .await
-        .unwrap();
+    async_nats::jetstream::new(client).create_stream(config).await.unwrap();
 }
 
 fn stream(name: &str, subjects: &[&str]) -> async_nats::jetstream::stream::Config {
@@ -499,10 +375,7 @@ async fn an_operators_stream_is_used_if_it_fits_and_named_if_it_does_not() {
     assert_eq!(verdict(&nats, &[]).await, BusState::Up);
     let client = async_nats::connect(nats.url()).await.unwrap();
     let context = async_nats::jetstream::new(client);
-    assert!(
-        context.get_stream("INLET").await.is_err(),
-        "no stream beside one that covers the subject"
-    );
+    assert!(context.get_stream("INLET").await.is_err(), "no stream beside one that covers the subject");
 
     // It takes events but no dead letters.
     make_stream(&nats, stream("HALF", &["half.internal.ingress.v1"])).await;
@@ -519,11 +392,7 @@ async fn an_operators_stream_is_used_if_it_fits_and_named_if_it_does_not() {
     let said = verdict(&nats, &["--nats-stream", "HALF"]).await;
     assert!(unfit(&said).contains("HALF"), "{said:?}");
     // A size set by hand that the server has no room for.
-    let said = verdict(
-        &nats,
-        &["--bus-prefix", "big.", "--nats-stream-max-bytes", "100GiB"],
-    )
-    .await;
+    let said = verdict(&nats, &["--bus-prefix", "big.", "--nats-stream-max-bytes", "100GiB"]).await;
     assert!(unfit(&said).contains("NATS_STREAM_MAX_BYTES"), "{said:?}");
 }
 
@@ -532,16 +401,10 @@ async fn a_created_stream_is_as_the_contract_says() {
     let nats = Nats::start().await;
     assert_eq!(verdict(&nats, &["--bus-prefix", "dev.eu."]).await, BusState::Up);
     let client = async_nats::connect(nats.url()).await.unwrap();
-    let mut made = async_nats::jetstream::new(client)
-        .get_stream("INLET_dev_eu")
-        .await
-        .unwrap();
+    let mut made = async_nats::jetstream::new(client).get_stream("INLET_dev_eu").await.unwrap();
     let config = made.info().await.unwrap().config.clone();
     let subjects: BTreeSet<_> = config.subjects.iter().map(String::as_str).collect();
-    assert_eq!(
-        subjects,
-        BTreeSet::from(["dev.eu.internal.ingress.v1", "dev.eu.internal.deadletter.v1"])
-    );
+    assert_eq!(subjects, BTreeSet::from(["dev.eu.internal.ingress.v1", "dev.eu.internal.deadletter.v1"]));
     assert_eq!(config.max_age, Duration::from_hours(72));
     assert_eq!(config.duplicate_window, Duration::from_mins(10));
     // 10 GiB halved until it fits into the server's 4 GB.
@@ -552,17 +415,12 @@ async fn a_created_stream_is_as_the_contract_says() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_inlet_made_is_made_again_when_it_is_deleted() {
     let fixture = Fixture::nats().await;
-    let Ground::Nats(nats) = &fixture.ground else {
-        unreachable!()
-    };
+    let Ground::Nats(nats) = &fixture.ground else { unreachable!() };
     let mut lane = fixture.bus.open_lane(WINDOW);
     publish(&mut lane, [message("a")]).await;
     let before = fixture.bus.stream().unwrap().identity;
     let client = async_nats::connect(nats.url()).await.unwrap();
-    async_nats::jetstream::new(client)
-        .delete_stream("INLET")
-        .await
-        .unwrap();
+    async_nats::jetstream::new(client).delete_stream("INLET").await.unwrap();
     let refused = publish(&mut lane, [message("b")]).await;
     assert!(refused[0].unwrap_err().is_transient(), "{refused:?}");
     eventually("another stream", || async {
@@ -570,30 +428,19 @@ async fn a_stream_that_inlet_made_is_made_again_when_it_is_deleted() {
     })
     .await;
     fixture.up().await;
-    assert_eq!(
-        publish(&mut lane, [message("b")]).await,
-        [Ok(Ack {
-            position: 1,
-            duplicate: false
-        })]
-    );
+    assert_eq!(publish(&mut lane, [message("b")]).await, [Ok(Ack { position: 1, duplicate: false })]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_peer_is_noticed_within_fifteen_seconds() {
     let fixture = Fixture::nats().await;
-    let Ground::Nats(nats) = &fixture.ground else {
-        unreachable!()
-    };
+    let Ground::Nats(nats) = &fixture.ground else { unreachable!() };
     let mut lane = fixture.bus.open_lane(WINDOW);
     publish(&mut lane, [message("a")]).await;
     nats.signal("STOP");
     let start = std::time::Instant::now();
     lane.messages.send(numbered([message("b")])).await.unwrap();
-    let settled = tokio::time::timeout(PATIENCE, lane.settled.recv())
-        .await
-        .unwrap()
-        .unwrap();
+    let settled = tokio::time::timeout(PATIENCE, lane.settled.recv()).await.unwrap().unwrap();
     let spent = start.elapsed();
     nats.signal("CONT");
     assert!(settled[0].outcome.unwrap_err().is_transient());

@@ -26,11 +26,8 @@ impl Child {
 
     /// Sends a signal, by name (`TERM`, `STOP`, …).
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(self.id().to_string())
-            .status()
-            .unwrap();
+        let status =
+            Command::new("kill").arg(format!("-{signal}")).arg(self.id().to_string()).status().unwrap();
         assert!(status.success(), "cannot signal {}", self.name);
     }
 
@@ -46,11 +43,7 @@ impl Child {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} still runs after {patience:?}",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{} still runs after {patience:?}", self.name);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -79,9 +72,6 @@ impl Drop for Child {
 /// A command with a clean environment and no input.
 pub fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
-    command
-        .env_clear()
-        .env("PATH", std::env::var("PATH").unwrap())
-        .stdin(Stdio::null());
+    command.env_clear().env("PATH", std::env::var("PATH").unwrap()).stdin(Stdio::null());
     command
 }

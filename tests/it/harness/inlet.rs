@@ -45,27 +45,12 @@ impl Inlet {
         ::inlet::tls::install_provider();
         let port = free_port();
         let mut command = command(&["serve"], settings);
-        command
-            .env("PORT", port.to_string())
-            .env("DATA_DIR", folder.path().join("data"));
+        command.env("PORT", port.to_string()).env("DATA_DIR", folder.path().join("data"));
         let child = Child::start("inlet serve", &mut command, &folder.path().join("log"));
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(10))
-            .build()
-            .unwrap();
-        let mut inlet = Self {
-            port,
-            child,
-            folder,
-            client,
-        };
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        let mut inlet = Self { port, child, folder, client };
         while inlet.get("/livez").await.is_none() {
-            assert!(
-                inlet.child.has_ended().is_none(),
-                "inlet ended at its start:\n{}",
-                inlet.log()
-            );
+            assert!(inlet.child.has_ended().is_none(), "inlet ended at its start:\n{}", inlet.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         inlet
@@ -105,26 +90,14 @@ impl Inlet {
     pub async fn waiting_for(&self) -> Vec<String> {
         let (_, body) = self.json("/readyz").await;
         let names = body["waitingFor"].as_array().cloned().unwrap_or_default();
-        names
-            .iter()
-            .map(|name| name.as_str().unwrap().to_owned())
-            .collect()
+        names.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
     }
 
     /// Waits until `/readyz` is content.
     pub async fn ready(&self) {
-        let ready = eventually("ready", || async {
-            self.waiting_for().await.is_empty().then_some(())
-        });
-        if tokio::time::timeout(PATIENCE.checked_sub(Duration::from_secs(1)).unwrap(), ready)
-            .await
-            .is_err()
-        {
-            panic!(
-                "not ready, it waits for {:?}:\n{}",
-                self.waiting_for().await,
-                self.log()
-            );
+        let ready = eventually("ready", || async { self.waiting_for().await.is_empty().then_some(()) });
+        if tokio::time::timeout(PATIENCE.checked_sub(Duration::from_secs(1)).unwrap(), ready).await.is_err() {
+            panic!("not ready, it waits for {:?}:\n{}", self.waiting_for().await, self.log());
         }
     }
 
@@ -184,10 +157,7 @@ impl Metrics {
 
     /// One series, by its full name.
     pub fn get(&self, series: &str) -> u64 {
-        let value = self
-            .0
-            .get(series)
-            .unwrap_or_else(|| panic!("there is no series {series}"));
+        let value = self.0.get(series).unwrap_or_else(|| panic!("there is no series {series}"));
         whole(*value)
     }
 
@@ -195,17 +165,9 @@ impl Metrics {
     #[expect(clippy::float_cmp, reason = "counts are whole")]
     pub fn sum(&self, family: &str) -> u64 {
         let of = |name: &str| {
-            name == family
-                || name
-                    .strip_prefix(family)
-                    .is_some_and(|rest| rest.starts_with('{'))
+            name == family || name.strip_prefix(family).is_some_and(|rest| rest.starts_with('{'))
         };
-        let values: Vec<f64> = self
-            .0
-            .iter()
-            .filter(|(name, _)| of(name))
-            .map(|(_, value)| *value)
-            .collect();
+        let values: Vec<f64> = self.0.iter().filter(|(name, _)| of(name)).map(|(_, value)| *value).collect();
         assert!(!values.is_empty(), "there is no family {family}");
         assert!(values.iter().all(|value| value.fract() == 0.0));
         whole(values.iter().sum())
@@ -234,11 +196,7 @@ impl Metrics {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts are whole and small"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts are whole and small")]
 fn whole(value: f64) -> u64 {
     value as u64
 }
@@ -261,19 +219,13 @@ impl Simulator {
     async fn start_on(port: u16, folder: tempfile::TempDir, flags: &[&str]) -> Self {
         let listen = format!("127.0.0.1:{port}");
         let sent = folder.path().join("sent");
-        let mut command = command(
-            &["simulate", "--listen", &listen, "--sent", sent.to_str().unwrap()],
-            &[],
-        );
+        let mut command = command(&["simulate", "--listen", &listen, "--sent", sent.to_str().unwrap()], &[]);
         command.args(flags).stdin(Stdio::piped());
         let log = folder.path().join("log");
         let child = Child::start("inlet simulate", &mut command, &log);
         let simulator = Self { child, port, folder };
         eventually("the simulator listens", || async {
-            simulator
-                .log()
-                .contains("simulating Twitch chat on")
-                .then_some(())
+            simulator.log().contains("simulating Twitch chat on").then_some(())
         })
         .await;
         simulator
@@ -307,9 +259,7 @@ impl Simulator {
 
     fn sent_log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.folder.path().join("sent")).unwrap();
-        text.lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect()
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Waits until it has sent at least so many.

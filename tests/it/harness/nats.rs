@@ -22,12 +22,7 @@ impl Nats {
     /// Starts one with these lines more in its configuration.
     pub async fn with_config(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut nats = Self {
-            port: free_port(),
-            folder,
-            config: config.to_owned(),
-            child: None,
-        };
+        let mut nats = Self { port: free_port(), folder, config: config.to_owned(), child: None };
         nats.restart().await;
         nats
     }
@@ -57,11 +52,7 @@ impl Nats {
         std::fs::write(&config, text).unwrap();
         let program = std::env::var("NATS_SERVER_BIN").unwrap_or_else(|_| "nats-server".to_owned());
         let log = self.folder.path().join("nats.log");
-        self.child = Some(Child::start(
-            "nats-server",
-            clean(program).arg("-c").arg(&config),
-            &log,
-        ));
+        self.child = Some(Child::start("nats-server", clean(program).arg("-c").arg(&config), &log));
         eventually("nats-server listens", || async {
             let log = std::fs::read_to_string(&log).unwrap();
             let is_fatal = log.contains("[FTL]") || log.starts_with("nats-server:");

@@ -22,17 +22,8 @@ pub async fn read(url: &str, stream: &str) -> Vec<InStream> {
     let context = jetstream::new(client);
     let mut stream = context.get_stream(stream).await.unwrap();
     let expected = usize::try_from(stream.info().await.unwrap().state.messages).unwrap();
-    let config = pull::OrderedConfig {
-        max_batch: 500,
-        ..Default::default()
-    };
-    let mut messages = stream
-        .create_consumer(config)
-        .await
-        .unwrap()
-        .messages()
-        .await
-        .unwrap();
+    let config = pull::OrderedConfig { max_batch: 500, ..Default::default() };
+    let mut messages = stream.create_consumer(config).await.unwrap().messages().await.unwrap();
     let mut found = Vec::with_capacity(expected);
     while found.len() < expected {
         let message = messages.next().await.unwrap().unwrap();
@@ -59,22 +50,14 @@ pub fn assert_holds_exactly(found: &[InStream], sent: &[(String, String)]) {
     let mut of_channel: BTreeMap<&str, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
     for message in found {
         let channel = message.body["source"]["channel"].as_str().unwrap();
-        of_channel
-            .entry(channel)
-            .or_default()
-            .0
-            .push(message.body["payload"]["messageId"].as_str().unwrap());
+        of_channel.entry(channel).or_default().0.push(message.body["payload"]["messageId"].as_str().unwrap());
     }
     for (channel, id) in sent {
         of_channel.entry(channel).or_default().1.push(id);
     }
     for (channel, (found, sent)) in of_channel {
         let missing: Vec<_> = sent.iter().filter(|id| !found.contains(id)).take(5).collect();
-        assert_eq!(
-            found.len(),
-            sent.len(),
-            "channel {channel}; missing e.g. {missing:?}"
-        );
+        assert_eq!(found.len(), sent.len(), "channel {channel}; missing e.g. {missing:?}");
         assert_eq!(found, sent, "the order of channel {channel}");
     }
 }
