@@ -37,6 +37,9 @@ use crate::tls::{self, TlsArgs, TlsConfig, TlsError};
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
 
+/// What requests under way are given when everything else is settled.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
 /// After the grace: what is left must be gone.
 const AFTER_GRACE: Duration = Duration::from_millis(250);
 
@@ -188,30 +191,44 @@ impl AppError {
     }
 }
 
-/// Opens the bus and waits a moment to hear how it is. One that is away is waited for in the background.
-pub async fn open_bus(
+/// Makes the bus. One that is away is waited for in the background.
+fn make_bus(
     config: &BusConfig,
     folder: &std::path::Path,
     window: usize,
     tls: &TlsConfig,
     clock: &Clock,
-) -> Result<Arc<dyn Bus>, AppError> {
-    let bus: Arc<dyn Bus> = match &config.jetstream {
+) -> Result<Arc<dyn Bus>, EmbeddedError> {
+    Ok(match &config.jetstream {
         Some(jetstream) if config.driver == Driver::Nats => {
             JetStreamBus::start(jetstream.clone(), config, tls, window)
         }
         _ => EmbeddedBus::open(folder, config.retention, config.subjects.clone(), clock.clone())?,
-    };
+    })
+}
+
+/// Waits a moment to hear how the bus is: one that does not fit is an error, one that is away is not.
+async fn hear_of(bus: &dyn Bus) -> Result<(), AppError> {
     let mut state = bus.state();
     let known = state.wait_for(|state| *state != BusState::Connecting);
     if let Ok(Ok(state)) = timeout(BUS_PATIENCE, known).await {
-        match &*state {
-            BusState::Unfit(why) => return Err(AppError::BusUnfit(why.clone())),
-            BusState::Up | BusState::Away(_) | BusState::Connecting => {}
+        if let BusState::Unfit(why) = &*state {
+            return Err(AppError::BusUnfit(why.clone()));
         }
     } else {
-        tracing::warn!("no answer from the bus yet; starting all the same")
+        tracing::warn!("no answer from the bus yet; going on all the same");
     }
+    Ok(())
+}
+
+/// The bus for a command, once it is known how it is.
+pub async fn open_bus(
+    config: &PathConfig,
+    folder: &std::path::Path,
+    clock: &Clock,
+) -> Result<Arc<dyn Bus>, AppError> {
+    let bus = make_bus(&config.bus, folder, config.window(), &config.tls, clock)?;
+    hear_of(&*bus).await?;
     Ok(bus)
 }
 
@@ -265,75 +282,54 @@ pub struct App {
 impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
-        let address = SocketAddr::new(config.http.address, config.http.port);
-        let listening =
-            TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })?;
-        let address = listening.local_addr().map_err(|source| AppError::Listen { address, source })?;
-        let holder = format!("inlet serve, process {}, port {}", std::process::id(), address.port());
-        let data_dir = DataDir::take(&config.data_dir, &holder)?;
+        let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
+        let listener = listen(&config.http).await?;
+        let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
+        data_dir.say(&holder(address.port()))?;
         say_hello(&config, address);
-        let registry = new_registry()?;
-        let pipeline_metrics = Arc::new(PipelineMetrics::new(&registry)?);
         let path = &config.path;
-        let bus = open_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock).await?;
-        let (intake, spine) = lay_path(path, &bus, &pipeline_metrics, &clock);
-
+        let registry = new_registry()?;
+        let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
+        let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
+        let (intake, spine) = lay_path(path, &bus, &pipeline, &clock);
         let status =
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-
-        let mut tasks = Tasks::new();
-        let stop = watch::Sender::new(false);
-        let close_http = watch::Sender::new(false);
-        tasks.spawn("pipeline", spine);
-        if path.twitch.enabled {
-            let tls = if path.twitch.address.tls {
-                Some(tls::client_config(path.tls.ca_file.as_deref())?)
-            } else {
-                None
-            };
-            let twitch = Twitch::new(
-                path.twitch.clone(),
-                tls,
-                normalizer(Origin::Twitch),
-                Arc::clone(&status),
-                clock.clone(),
-            );
-            tasks.spawn("twitch", twitch.run(intake, stop.subscribe()));
+        let source = if path.twitch.enabled {
+            Some(twitch(path, normalizer(Origin::Twitch), Arc::clone(&status), clock.clone())?)
         } else {
             tracing::warn!(
                 "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
             );
-        }
+            None
+        };
+
+        let mut tasks = Tasks::new();
+        let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
+        // First, so that the probes are answered whatever the rest waits for.
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
             parts: Parts::new(vec![Arc::clone(&status) as _, Arc::new(BusPart(Arc::clone(&bus)))]),
             twitch: status,
-            pipeline: Arc::clone(&pipeline_metrics),
-            bus,
+            pipeline: Arc::clone(&pipeline),
+            bus: Arc::clone(&bus),
             metrics: Arc::new(HttpMetrics::new(&registry)?),
             registry,
             replay: Arc::clone(&replay),
+            draining: stop.subscribe(),
         };
-        let closing = close_http.subscribe();
-        tasks.spawn("http", async move {
-            if let Err(error) = http::serve(listening, shown, closing).await {
-                tracing::error!(error = %error, "the operator's HTTP failed");
-            }
-        });
-        Ok(Self {
-            address,
-            tasks,
-            stop,
-            close_http,
-            replay,
-            pipeline: pipeline_metrics,
-            grace: config.shutdown_grace,
-            _data_dir: data_dir,
-        })
+        tasks.spawn("http", serve_http(listener, shown, close_http.subscribe()));
+        hear_of(&*bus).await?;
+        tasks.spawn("pipeline", spine);
+        match source {
+            Some(source) => tasks.spawn("twitch", source.run(intake, stop.subscribe())),
+            None => drop(intake),
+        }
+        let grace = config.shutdown_grace;
+        Ok(Self { address, tasks, stop, close_http, replay, pipeline, grace, _data_dir: data_dir })
     }
 
     /// Where the operator's HTTP listens.
@@ -362,8 +358,8 @@ impl App {
         });
         let is_settled = is_settled.await.is_ok();
         self.close_http.send_replace(true);
-        let rest = timeout_at(deadline.max(Instant::now() + AFTER_GRACE), self.tasks.join("http")).await;
-        if rest.is_err() {
+        let requests = LAST_REQUESTS.min(deadline.saturating_duration_since(Instant::now())).max(AFTER_GRACE);
+        if timeout(requests, self.tasks.join("http")).await.is_err() {
             tracing::debug!("a request was cut off at the end");
         }
         let pending = self.pipeline.pending.get();
@@ -373,6 +369,37 @@ impl App {
             None => Ok(()),
         }
     }
+}
+
+fn holder(port: u16) -> String {
+    format!("inlet serve, process {}, port {port}", std::process::id())
+}
+
+fn listen_error(config: &HttpConfig, source: std::io::Error) -> AppError {
+    AppError::Listen { address: SocketAddr::new(config.address, config.port), source }
+}
+
+async fn listen(config: &HttpConfig) -> Result<TcpListener, AppError> {
+    let listening = TcpListener::bind((config.address, config.port)).await;
+    listening.map_err(|source| listen_error(config, source))
+}
+
+async fn serve_http(listener: TcpListener, shown: Shown, closing: watch::Receiver<bool>) {
+    if let Err(error) = http::serve(listener, shown, closing).await {
+        tracing::error!(error = %error, "the operator's HTTP failed");
+    }
+}
+
+/// The Twitch source, not yet running.
+fn twitch(
+    path: &PathConfig,
+    normalizer: Normalizer,
+    status: Arc<TwitchStatus>,
+    clock: Clock,
+) -> Result<Twitch, TlsError> {
+    let tls =
+        if path.twitch.address.tls { Some(tls::client_config(path.tls.ca_file.as_deref())?) } else { None };
+    Ok(Twitch::new(path.twitch.clone(), tls, normalizer, status, clock))
 }
 
 /// With what is always there: the process and the build.

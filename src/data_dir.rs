@@ -60,7 +60,7 @@ impl DataDir {
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
         let mut this = Self { path: path.to_owned(), lock };
-        this.say(holder).map_err(unusable)?;
+        this.say(holder)?;
         Ok(this)
     }
 
@@ -69,10 +69,14 @@ impl DataDir {
         &self.path
     }
 
-    fn say(&mut self, holder: &str) -> io::Result<()> {
-        self.lock.set_len(0)?;
-        self.lock.rewind()?;
-        self.lock.write_all(holder.as_bytes())
+    /// Changes what another process that wants the folder is told.
+    pub fn say(&mut self, holder: &str) -> Result<(), DataDirError> {
+        let mut say = || {
+            self.lock.set_len(0)?;
+            self.lock.rewind()?;
+            self.lock.write_all(holder.as_bytes())
+        };
+        say().map_err(|source| DataDirError::Unusable { path: self.path.clone(), source })
     }
 }
 

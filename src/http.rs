@@ -106,6 +106,8 @@ pub struct Shown {
     pub registry: Registry,
     /// Requests.
     pub metrics: Arc<HttpMetrics>,
+    /// Becomes true when the service stops taking in.
+    pub draining: watch::Receiver<bool>,
     /// The door for `/admin/replay`, until the service shuts down.
     pub replay: Arc<ReplayDoor>,
 }

@@ -233,7 +233,8 @@ impl Bus for JetStreamBus {
                     other => BusError::Away(other.why().unwrap_or("not connected").to_owned()),
                 });
             };
-            follow::follow(session, self.shared.desired.subjects.clone(), start, content).await
+            let sessions = self.shared.session.subscribe();
+            follow::follow(session, sessions, self.shared.desired.subjects.clone(), start, content).await
         }
         .boxed()
     }

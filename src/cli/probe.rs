@@ -29,8 +29,9 @@ pub(super) async fn run(args: &ProbeArgs, environment: &Environment) -> Result<(
             problems.add("PATH", "must begin with a slash");
         }
         args.client.check(environment, u16::try_from(port?).ok()?, problems)
-    })?;
+    })
     // Whatever is wrong, a health check knows but one bad end.
+    .map_err(|failure| Failure::Failed(failure.to_string()))?;
     match service.send(service.get(&args.path).timeout(PATIENCE)).await {
         Ok(_) => Ok(()),
         Err(failure) => Err(Failure::Failed(failure.to_string())),

@@ -78,7 +78,7 @@ fn hold_data_dir(config: &AppConfig) -> Result<Held, Failure> {
     }
     match DataDir::take(&config.data_dir, &format!("inlet replay, process {}", std::process::id())) {
         Ok(held) => Ok(Held::ByUs(Some(held))),
-        Err(DataDirError::Held { .. }) => Ok(Held::ByService),
+        Err(DataDirError::Held { holder, .. }) if holder.starts_with("inlet serve") => Ok(Held::ByService),
         Err(error) => Err(Failure::Configuration(logs::with_causes(&error))),
     }
 }
@@ -124,7 +124,7 @@ async fn here(
     input: Input,
 ) -> Result<Outcomes, Failure> {
     let path = &config.path;
-    let bus = open_bus(&path.bus, &config.data_dir, path.window(), &path.tls, &clock).await?;
+    let bus = open_bus(path, &config.data_dir, &clock).await?;
     let registry = Registry::new();
     let failed = |error: prometheus::Error| Failure::Failed(error.to_string());
     let metrics = Arc::new(PipelineMetrics::new(&registry).map_err(failed)?);

@@ -50,6 +50,9 @@ pub(super) async fn run(args: &TailArgs, environment: &Environment) -> Result<()
     }
 }
 
+/// Longer than any message that a stream takes by default.
+const LONGEST_EVENT: usize = 8 << 20;
+
 /// Prints until `count` is reached or nobody reads any more; says whether to go on.
 struct Counted {
     printer: Printer,
@@ -72,7 +75,7 @@ impl Counted {
 
 async fn follow_nats(args: &TailArgs, config: &AppConfig) -> Result<(), Failure> {
     let path = &config.path;
-    let bus = open_bus(&path.bus, &config.data_dir, path.window(), &path.tls, &Clock::system()).await?;
+    let bus = open_bus(path, &config.data_dir, &Clock::system()).await?;
     let mut start = args.after.map_or(Start::End, |after| Start::Position(after.saturating_add(1)));
     let mut counted = Counted::new(args);
     loop {
@@ -100,7 +103,7 @@ async fn follow_service(args: &TailArgs, service: &Service) -> Result<(), Failur
     }
     let mut body = service.send(request).await?.bytes_stream();
     let mut counted = Counted::new(args);
-    let mut lines = Lines::new();
+    let mut lines = Lines::up_to(LONGEST_EVENT);
     let mut is_cut = false;
     while let Some(piece) = body.next().await {
         lines.buffer().extend_from_slice(&piece.map_err(|error| service.away(error))?);
@@ -125,7 +128,7 @@ async fn follow_service(args: &TailArgs, service: &Service) -> Result<(), Failur
 /// Writes envelopes to standard output, for a person or as they are.
 pub(super) struct Printer {
     json: bool,
-    colour: bool,
+    is_terminal: bool,
 }
 
 #[derive(Deserialize)]
@@ -170,18 +173,34 @@ struct SeenPayload {
 
 impl Printer {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, colour: !json && std::io::stdout().is_terminal() }
+        Self { json, is_terminal: std::io::stdout().is_terminal() }
     }
 
     /// Prints one; false when nobody reads any more.
     pub(super) fn print(&mut self, envelope: &[u8]) -> bool {
         let mut out = std::io::stdout().lock();
         let written = if self.json {
-            out.write_all(envelope).and_then(|()| out.write_all(b"\n"))
+            self.write_json(envelope, &mut out)
         } else {
             writeln!(out, "{}", self.readable(envelope))
         };
         written.and_then(|()| out.flush()).is_ok()
+    }
+
+    /// As it is; what would drive a terminal is escaped there, which is the same JSON.
+    fn write_json(&self, envelope: &[u8], out: &mut impl std::io::Write) -> std::io::Result<()> {
+        if self.is_terminal {
+            for letter in String::from_utf8_lossy(envelope).chars() {
+                if is_harmless(letter) {
+                    write!(out, "{letter}")?;
+                } else {
+                    write!(out, "\\u{:04x}", u32::from(letter))?;
+                }
+            }
+        } else {
+            out.write_all(envelope)?;
+        }
+        out.write_all(b"\n")
     }
 
     fn readable(&self, envelope: &[u8]) -> String {
@@ -192,7 +211,8 @@ impl Printer {
         if let Some(reason) = &seen.reason {
             return format!("{time} dead letter: {}", for_terminal(reason));
         }
-        let (dim, bold, end) = if self.colour { ("\x1b[2m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
+        let (dim, bold, end) =
+            if self.is_terminal { ("\x1b[2m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
         let channel = for_terminal(&seen.source.channel);
         let name = seen.user.as_ref().map(|user| for_terminal(&user.display_name)).unwrap_or_default();
         let payload = &seen.payload;
@@ -220,12 +240,13 @@ impl Printer {
 
 /// Without control characters: a viewer's text must not drive the terminal.
 fn for_terminal(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() && !is_invisible_direction(*c)).collect()
+    text.chars().filter(|letter| is_harmless(*letter)).collect()
 }
 
-/// Signs that turn the direction of writing, by which a line can be made to look like another.
-fn is_invisible_direction(c: char) -> bool {
-    matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+/// Neither a control character nor a sign that turns the direction of writing, by which a line can be made to look
+/// like another.
+fn is_harmless(letter: char) -> bool {
+    !letter.is_control() && !matches!(letter, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -234,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_person_reads_what_was_said_and_no_control_character() {
-        let printer = Printer { json: false, colour: false };
+        let printer = Printer { json: false, is_terminal: false };
         let message = br#"{"type":"external.chat.message.v1","occurredAt":"2026-11-20T05:51:20.612Z",
             "source":{"channel":"c"},"user":{"displayName":"N\u001b[31m","tags":["NEW_USER","PROVIDER_TWITCH"]},
             "payload":{"text":"hi\u0007\u202e there","isAction":false}}"#;

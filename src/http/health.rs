@@ -12,7 +12,10 @@ pub(super) async fn live() -> Json<Value> {
 }
 
 pub(super) async fn ready(Extract(server): State) -> (StatusCode, Json<Value>) {
-    let waiting_for = server.shown.parts.waiting_for();
+    let mut waiting_for = server.shown.parts.waiting_for();
+    if *server.shown.draining.borrow() {
+        waiting_for.push("shutdown");
+    }
     if waiting_for.is_empty() {
         (StatusCode::OK, Json(json!({ "ready": true })))
     } else {
@@ -22,8 +25,8 @@ pub(super) async fn ready(Extract(server): State) -> (StatusCode, Json<Value>) {
 
 pub(super) async fn health(Extract(server): State) -> (StatusCode, Json<Value>) {
     let shown = &server.shown;
-    let is_ok = shown.parts.waiting_for().is_empty();
-    let takes_nothing = *server.closing.borrow();
+    let is_ok = shown.parts.waiting_for().is_empty() && !*shown.draining.borrow();
+    let takes_nothing = *shown.draining.borrow();
     let body = json!({
         "status": if is_ok { "ok" } else { "degraded" },
         "service": "inlet",

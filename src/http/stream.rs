@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as Extract};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
@@ -21,8 +22,10 @@ use super::problem::{Problem, ProblemCode};
 use super::{Server, State};
 use crate::bus::{Bus, Follower, Start, Stored, Wanted};
 
-/// Pieces that wait for a client; each is one batch of the bus.
-const QUEUE: usize = 8;
+/// Pieces that wait for a client, and how large one is at most, or one envelope more: what a client that does not
+/// read can hold on to.
+const QUEUE: usize = 4;
+const PIECE_BYTES: usize = 64 * 1024;
 /// How long a pump waits for its client.
 const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -95,9 +98,11 @@ impl Places {
 
 pub(super) async fn stream(
     Extract(server): State,
-    Query(filter): Query<Filter>,
+    filter: Result<Query<Filter>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let Query(filter) =
+        filter.map_err(|rejection| Problem::new(ProblemCode::BadRequest, rejection.body_text()))?;
     let start = start(&headers)?;
     let Some(place) = server.places.take(server.shown.config.stream_max_clients) else {
         return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
@@ -117,6 +122,7 @@ pub(super) async fn stream(
         filter,
         pieces,
         next,
+        identity: identity(&*server.shown.bus),
         cut: Arc::clone(&cut),
         _place: place,
     };
@@ -157,6 +163,8 @@ struct Pump {
     pieces: mpsc::Sender<Bytes>,
     /// The position behind the last one seen.
     next: Option<u64>,
+    /// The stream it is the position of.
+    identity: Option<String>,
     /// Why the client is let go.
     cut: Arc<OnceLock<&'static str>>,
     _place: Place,
@@ -173,50 +181,70 @@ impl Pump {
 
     async fn pump(&mut self, follower: &mut Follower) -> &'static str {
         // The head of the answer goes out at once, even if nothing is said for a long time.
-        let mut piece = Bytes::from_static(b": inlet\n\n");
+        let mut pieces = vec![Bytes::from_static(b": inlet\n\n")];
         loop {
-            if !piece.is_empty() {
+            for piece in pieces {
                 match timeout(PATIENCE, self.pieces.send(piece)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return "client_gone",
                     Err(_) => return "too_slow",
                 }
             }
-            piece = match timeout(KEEP_ALIVE, follower.next()).await {
-                Err(_) => Bytes::from_static(b": still here\n\n"),
+            pieces = match timeout(KEEP_ALIVE, follower.next()).await {
+                Err(_) => vec![Bytes::from_static(b": still here\n\n")],
                 Ok(Some(Ok(batch))) => self.write(&batch.messages),
                 Ok(Some(Err(_)) | None) => {
-                    *follower = self.follow_again().await;
-                    Bytes::new()
+                    tokio::select! {
+                        again = follow_again(&*self.bus, &self.identity, self.next) => *follower = again,
+                        () = self.pieces.closed() => return "client_gone",
+                    }
+                    self.identity = identity(&*self.bus);
+                    Vec::new()
                 }
             };
         }
     }
 
-    /// After an interruption: from where it broke off, as often as it takes. The client notices only silence.
-    async fn follow_again(&self) -> Follower {
-        loop {
-            tokio::time::sleep(REATTACH).await;
-            let start = self.next.map_or(Start::End, Start::Position);
-            if let Ok(follower) = self.bus.follow(start, Wanted::Whole).await {
-                return follower;
-            }
-        }
-    }
-
-    fn write(&mut self, messages: &[Stored]) -> Bytes {
+    fn write(&mut self, messages: &[Stored]) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
         let mut piece = String::new();
         for stored in messages {
             self.next = Some(stored.position + 1);
-            let Ok(data) = std::str::from_utf8(&stored.payload) else {
+            let Ok(data) = std::str::from_utf8(&stored.payload) else { continue };
+            // An envelope is one line; what is not is none of ours.
+            if data.contains('\n') || !self.filter.passes(stored) {
                 continue;
-            };
-            if self.filter.passes(stored) {
-                let written = write!(piece, "id: {}\ndata: {data}\n\n", stored.position);
-                debug_assert!(written.is_ok(), "writing to a String does not fail");
+            }
+            let written = write!(piece, "id: {}\ndata: {data}\n\n", stored.position);
+            debug_assert!(written.is_ok(), "writing to a String does not fail");
+            if piece.len() >= PIECE_BYTES {
+                pieces.push(Bytes::from(std::mem::take(&mut piece)));
             }
         }
-        Bytes::from(piece)
+        if !piece.is_empty() {
+            pieces.push(Bytes::from(piece));
+        }
+        pieces
+    }
+}
+
+/// Which stream the bus is attached to.
+fn identity(bus: &dyn Bus) -> Option<String> {
+    bus.stream().map(|stream| stream.identity)
+}
+
+/// After an interruption: from where it broke off, as often as it takes; another stream from its start.
+async fn follow_again(bus: &dyn Bus, before: &Option<String>, next: Option<u64>) -> Follower {
+    loop {
+        tokio::time::sleep(REATTACH).await;
+        let start = match next {
+            _ if identity(bus) != *before => Start::Position(1),
+            Some(next) => Start::Position(next),
+            None => Start::End,
+        };
+        if let Ok(follower) = bus.follow(start, Wanted::Whole).await {
+            return follower;
+        }
     }
 }
 

@@ -433,7 +433,7 @@ impl Publish {
             return;
         };
         let original = &slot.event.message;
-        tracing::error!(event_id = %original.id, error = %refusal, reason = %reason, "the event becomes a dead letter");
+        tracing::error!(event_id = %original.id.event, error = %refusal, reason = %reason, "the event becomes a dead letter");
         let letter = DeadLetter {
             reason,
             message: &refusal.to_string(),
@@ -460,7 +460,7 @@ impl Publish {
         // Its slip goes with it, unsettled: whoever waits for it hears that it was lost.
         slot.event.slip = None;
         self.window.mark_done(number);
-        tracing::error!(event_id = %id, error = %refusal, "the bus does not take the dead letter; the event is lost");
+        tracing::error!(event_id = %id.event, error = %refusal, "the bus does not take the dead letter; the event is lost");
         self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();
         self.metrics.pending.dec();
     }

@@ -48,6 +48,8 @@ pub struct LogConfig {
     format: LogFormat,
     #[serde(rename = "LOG_LEVEL")]
     level: String,
+    #[serde(skip)]
+    project: Option<String>,
 }
 
 impl LogArgs {
@@ -61,10 +63,11 @@ impl LogArgs {
         let level = problems.parse("LOG_LEVEL", &self.log_level, |text| {
             text.parse::<EnvFilter>().map(|_| text.to_owned()).map_err(|error| error.to_string())
         });
+        let project = environment.get("GOOGLE_CLOUD_PROJECT").map(str::to_owned);
         let on_cloud_run = environment.get("K_SERVICE").is_some();
         let usual =
             if on_cloud_run || !std::io::stderr().is_terminal() { LogFormat::Json } else { LogFormat::Text };
-        Some(LogConfig { format: format?.unwrap_or(usual), level: level? })
+        Some(LogConfig { format: format?.unwrap_or(usual), level: level?, project })
     }
 }
 
@@ -77,7 +80,7 @@ pub fn start(config: &LogConfig, clock: Clock) {
         EnvFilter::new(format!("warn,async_nats=off,inlet={}", config.level))
     };
     let colour = config.format == LogFormat::Text && std::io::stderr().is_terminal();
-    let lines = Lines { format: config.format, colour, clock };
+    let lines = Lines { format: config.format, colour, clock, project: config.project.clone() };
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines);
     if log.try_init().is_err() {
@@ -89,6 +92,16 @@ struct Lines {
     format: LogFormat,
     colour: bool,
     clock: Clock,
+    /// On Cloud Run: the project that traces belong to.
+    project: Option<String>,
+}
+
+/// What one line says.
+struct Entry {
+    level: Level,
+    component: String,
+    message: String,
+    fields: Map<String, Value>,
 }
 
 impl<S, N> FormatEvent<S, N> for Lines
@@ -102,41 +115,39 @@ where
         let message = fields.0.remove("message").map_or_else(String::new, |value| as_text(&value));
         let level = *event.metadata().level();
         let component = component(event.metadata().target());
+        let entry = Entry { level, component, message, fields: fields.0 };
         match self.format {
-            LogFormat::Json => self.write_json(writer, level, &component, message, fields.0),
-            LogFormat::Text => self.write_text(writer, level, &component, &message, &fields.0),
+            LogFormat::Json => self.write_json(writer, entry),
+            LogFormat::Text => self.write_text(writer, &entry),
         }
     }
 }
 
 impl Lines {
-    fn write_json(
-        &self,
-        mut writer: Writer<'_>,
-        level: Level,
-        component: &str,
-        message: String,
-        fields: Map<String, Value>,
-    ) -> fmt::Result {
+    fn write_json(&self, mut writer: Writer<'_>, entry: Entry) -> fmt::Result {
         let mut line = Map::new();
         line.insert("timestamp".into(), format!("{:.3}", self.clock.now()).into());
-        line.insert("severity".into(), severity(level).into());
-        line.insert("message".into(), message.into());
+        line.insert("severity".into(), severity(entry.level).into());
+        line.insert("message".into(), entry.message.into());
         line.insert("service".into(), "inlet".into());
-        line.insert("component".into(), component.into());
-        line.extend(fields);
+        line.insert("component".into(), entry.component.into());
+        if let Some(event) = entry.fields.get("eventId").and_then(Value::as_str) {
+            // Of a root event all three are one.
+            let trace = event.replace('-', "");
+            if let Some(project) = &self.project {
+                let name = format!("projects/{project}/traces/{trace}");
+                line.insert("logging.googleapis.com/trace".into(), name.into());
+            }
+            line.insert("correlationId".into(), event.into());
+            line.insert("traceId".into(), trace.into());
+        }
+        line.extend(entry.fields);
         writeln!(writer, "{}", Value::Object(line))
     }
 
-    fn write_text(
-        &self,
-        mut writer: Writer<'_>,
-        level: Level,
-        component: &str,
-        message: &str,
-        fields: &Map<String, Value>,
-    ) -> fmt::Result {
-        let (start, end) = if self.colour { (colour(level), "\x1b[0m") } else { ("", "") };
+    fn write_text(&self, mut writer: Writer<'_>, entry: &Entry) -> fmt::Result {
+        let Entry { level, component, message, fields } = entry;
+        let (start, end) = if self.colour { (colour(*level), "\x1b[0m") } else { ("", "") };
         let time = format!("{:.3}", self.clock.now());
         let time = time.get(11..23).unwrap_or(&time);
         write!(writer, "{time} {start}{:<5}{end} {component}: {message}", level.as_str())?;

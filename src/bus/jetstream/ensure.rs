@@ -55,11 +55,7 @@ pub(super) fn default_name(prefix: &str) -> String {
 }
 
 /// Finds the stream and checks it, or creates it.
-pub(super) async fn ensure(
-    context: &Context,
-    desired: &Desired,
-    owner: Owner,
-) -> Result<Attached, BusError> {
+pub(super) async fn ensure(context: &Context, desired: &Desired, owner: Owner) -> Result<Attached, BusError> {
     let name = match &desired.stream {
         Some(name) => name.clone(),
         None => match find(context, desired).await? {

@@ -22,6 +22,9 @@ type Messages = BoxStream<'static, Result<jetstream::Message, BusError>>;
 struct State {
     messages: Messages,
     lost: watch::Receiver<bool>,
+    /// The session that stands now: one with another stream ends this.
+    sessions: watch::Receiver<Option<Session>>,
+    identity: String,
     subjects: SubjectTemplate,
     /// Nothing was there when following began, and nobody was told yet.
     begins_at_end: bool,
@@ -29,6 +32,7 @@ struct State {
 
 pub(super) async fn follow(
     session: Session,
+    sessions: watch::Receiver<Option<Session>>,
     subjects: SubjectTemplate,
     start: Start,
     content: Wanted,
@@ -54,7 +58,14 @@ pub(super) async fn follow(
     let messages = consumer.messages().await.map_err(|error| away(&error))?;
     let messages =
         messages.map(|message| message.map_err(|error| BusError::Interrupted(with_causes(&error)))).boxed();
-    let state = State { messages, lost: session.lost.clone(), subjects, begins_at_end };
+    let state = State {
+        messages,
+        lost: session.lost.clone(),
+        sessions,
+        identity: session.info().identity,
+        subjects,
+        begins_at_end,
+    };
     Ok(stream::try_unfold(state, next).boxed())
 }
 
@@ -65,6 +76,9 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
     let first = tokio::select! {
         message = state.messages.next() => {
             message.ok_or_else(|| BusError::Interrupted("the consumer ended".to_owned()))?
+        }
+        () = another_stream(&mut state.sessions, &state.identity) => {
+            return Err(BusError::Interrupted("the stream is another one".to_owned()));
         }
         () = gone(&mut state.lost) => return Err(BusError::Interrupted("the connection was lost".to_owned())),
     };
@@ -84,6 +98,14 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
         following = state.messages.next().now_or_never().flatten();
     }
     Ok(Some((batch, state)))
+}
+
+/// Waits until a session stands on another stream. The library's consumer would wait in the new one for positions
+/// of the old.
+async fn another_stream(sessions: &mut watch::Receiver<Option<Session>>, identity: &str) {
+    let is_another =
+        |session: &Option<Session>| session.as_ref().is_some_and(|s| s.info().identity != identity);
+    drop(sessions.wait_for(is_another).await);
 }
 
 fn stored(message: &jetstream::Message, info: &jetstream::message::Info<'_>) -> Stored {

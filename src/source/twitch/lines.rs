@@ -15,8 +15,9 @@ pub enum Line {
 }
 
 /// Cuts a stream of bytes into lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lines {
+    longest: usize,
     buffer: BytesMut,
     /// Up to here the buffer holds no end of line.
     searched: usize,
@@ -24,10 +25,21 @@ pub struct Lines {
     is_skipping: bool,
 }
 
+impl Default for Lines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Lines {
-    /// An empty one.
+    /// An empty one, for lines of at most [`LONGEST_LINE`].
     pub fn new() -> Self {
-        Self::default()
+        Self::up_to(LONGEST_LINE)
+    }
+
+    /// An empty one, for lines of at most `longest` bytes.
+    pub fn up_to(longest: usize) -> Self {
+        Self { longest, buffer: BytesMut::new(), searched: 0, is_skipping: false }
     }
 
     /// Where the next bytes are to be read to. What stands there already must stay.
@@ -51,8 +63,8 @@ impl Lines {
             if line.last() == Some(&b'\r') {
                 line.truncate(end - 1);
             }
-            if line.len() > LONGEST_LINE {
-                line.truncate(LONGEST_LINE);
+            if line.len() > self.longest {
+                line.truncate(self.longest);
                 return Some(Line::TooLong(line));
             }
             return Some(Line::Whole(line));
@@ -74,10 +86,10 @@ impl Lines {
         }
         self.searched = self.buffer.len();
         // One byte more than the longest: it may be the CR of the end.
-        if self.buffer.len() <= LONGEST_LINE + 1 {
+        if self.buffer.len() <= self.longest + 1 {
             return None;
         }
-        let line = self.buffer.split_to(LONGEST_LINE).freeze();
+        let line = self.buffer.split_to(self.longest).freeze();
         self.buffer.advance(self.buffer.len());
         self.searched = 0;
         self.is_skipping = true;
