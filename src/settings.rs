@@ -40,7 +40,6 @@ impl Problems {
 
     /// As [`Problems::parse`] for a setting that may be left out (or be empty, which is the same). The outer
     /// `None` is a noted problem.
-    #[expect(clippy::option_option, reason = "left out and wrong are different things")]
     pub fn parse_optional<T>(
         &mut self,
         name: &str,

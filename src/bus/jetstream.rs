@@ -39,6 +39,7 @@ const CHECK_PERIOD: Duration = Duration::from_secs(15);
 /// Settings of NATS.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "NATS")]
+#[expect(clippy::struct_field_names, reason = "the names are the flags")]
 pub struct JetStreamArgs {
     /// Servers, one or more with commas between; user:password@ or token@ allowed
     #[arg(long, env)]
@@ -98,7 +99,6 @@ impl JetStreamArgs {
     }
 
     /// Checks the settings; the inner `None` is "no `NATS_URL`".
-    #[expect(clippy::option_option, reason = "left out and wrong are different things")]
     pub fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<JetStreamConfig>> {
         let urls = problems.parse_optional("NATS_URL", self.nats_url.as_ref(), |text| {
             text.split(',').map(|url| session::checked_url(url.trim())).collect::<Result<Vec<_>, _>>()

@@ -126,7 +126,7 @@ async fn obey(simulator: &Simulator, mut lines: mpsc::Receiver<Vec<u8>>) -> Resu
             Some(ControlLine::Quit) => return Ok(()),
             Some(ControlLine::Empty) => {}
             None => {
-                say(&format!("unknown command {}", String::from_utf8_lossy(&line).trim().escape_debug()))?
+                say(&format!("unknown command {}", String::from_utf8_lossy(&line).trim().escape_debug()))?;
             }
         }
     }

@@ -195,7 +195,7 @@ impl Pump {
                 Ok(Some(Ok(batch))) => self.write(&batch.messages),
                 Ok(Some(Err(_)) | None) => {
                     tokio::select! {
-                        again = follow_again(&*self.bus, &self.identity, self.next) => *follower = again,
+                        again = follow_again(&*self.bus, self.identity.as_deref(), self.next) => *follower = again,
                         () = self.pieces.closed() => return "client_gone",
                     }
                     self.identity = identity(&*self.bus);
@@ -234,11 +234,11 @@ fn identity(bus: &dyn Bus) -> Option<String> {
 }
 
 /// After an interruption: from where it broke off, as often as it takes; another stream from its start.
-async fn follow_again(bus: &dyn Bus, before: &Option<String>, next: Option<u64>) -> Follower {
+async fn follow_again(bus: &dyn Bus, before: Option<&str>, next: Option<u64>) -> Follower {
     loop {
         tokio::time::sleep(REATTACH).await;
         let start = match next {
-            _ if identity(bus) != *before => Start::Position(1),
+            _ if identity(bus).as_deref() != before => Start::Position(1),
             Some(next) => Start::Position(next),
             None => Start::End,
         };

@@ -36,6 +36,7 @@ const USUAL_DUPLICATE_WINDOW: Duration = Duration::from_mins(10);
 /// Settings of publishing.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Publishing")]
+#[expect(clippy::struct_field_names, reason = "the names are the flags")]
 pub struct PublishArgs {
     /// Messages sent and not yet acknowledged, at most
     #[arg(long, env, default_value = "1024")]
@@ -275,7 +276,7 @@ impl Publish {
         let mut known = Vec::new();
         for (number, slot, cause) in self.window.failed() {
             if let Some(position) = self.known_position(&slot.event) {
-                known.push((number, position))
+                known.push((number, position));
             } else {
                 self.metrics.publish_retries.of(cause).inc();
                 batch.push(Numbered { number, message: Arc::clone(&slot.event.message) });
@@ -358,10 +359,9 @@ impl Publish {
         metrics.publish_duration.observe(since_sent.as_secs_f64());
         metrics.ingest_to_ack.observe(taken_in.elapsed().as_secs_f64());
         let outcome = match dead_letter {
-            // A dead letter that was there before is the work of an earlier run.
-            Some(_) if ack.duplicate => Outcome::Duplicate,
+            // A dead letter, too: what was there before is the work of an earlier run.
+            _ if ack.duplicate => Outcome::Duplicate,
             Some(_) => Outcome::DeadLettered,
-            None if ack.duplicate => Outcome::Duplicate,
             None => Outcome::Published,
         };
         match (outcome, dead_letter) {

@@ -1,5 +1,6 @@
 //! Tests of the whole: the real binary, a real nats-server, real sockets. One binary, so one link.
 
+#![allow(clippy::similar_names, clippy::too_many_lines, reason = "a test tells one story")]
 #![allow(unreachable_pub, reason = "the harness is a library within one binary")]
 #![allow(
     clippy::unwrap_used,

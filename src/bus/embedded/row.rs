@@ -146,7 +146,9 @@ mod tests {
             let at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
             let mut writer = RowWriter::new(at);
             let written: Vec<_> = payloads.into_iter().map(|(payload, dead)| message(payload, dead)).collect();
-            written.iter().for_each(|message| writer.push(message));
+            for message in &written {
+                writer.push(message);
+            }
             let row = writer.finish();
             let read = messages(&row, first, Wanted::Whole).unwrap();
             prop_assert_eq!(read.len(), written.len());

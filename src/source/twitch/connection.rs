@@ -166,7 +166,7 @@ impl Twitch {
             ),
             End::Asked => tracing::info!("Twitch asked to reconnect"),
             _ => {
-                tracing::warn!(error_code = end.code(), error = message, retry_ms, "not connected to Twitch")
+                tracing::warn!(error_code = end.code(), error = message, retry_ms, "not connected to Twitch");
             }
         }
         self.status.lost(state, end.code(), &message);

@@ -269,6 +269,7 @@ impl Normalizer {
     }
 
     /// An event without a user.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a line, handed on")]
     fn event(
         &self,
         kind: EventType,

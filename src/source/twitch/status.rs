@@ -38,6 +38,7 @@ pub struct Channel {
     why: Option<JoinFailure>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
 fn as_str<S: serde::Serializer>(state: &ChannelState, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(state.as_str())
 }

@@ -46,8 +46,10 @@ impl Nats {
         let store = self.folder.path().join("store");
         let config = self.folder.path().join("nats.conf");
         let text = format!(
-            "listen: 127.0.0.1:{}\njetstream {{ store_dir: {store:?}, max_file_store: 4GB }}\n{}\n",
-            self.port, self.config
+            "listen: 127.0.0.1:{}\njetstream {{ store_dir: \"{}\", max_file_store: 4GB }}\n{}\n",
+            self.port,
+            store.display(),
+            self.config
         );
         std::fs::write(&config, text).unwrap();
         let program = std::env::var("NATS_SERVER_BIN").unwrap_or_else(|_| "nats-server".to_owned());
