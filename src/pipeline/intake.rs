@@ -369,6 +369,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn replays_leave_half_of_the_door_to_chat() {
+        let (intake, _door, metrics) = door(8, Duration::from_secs(1));
+        let replaying = intake.offer(Origin::Replay, drafts(0..100), Patience::Unlimited);
+        assert!(tokio::time::timeout(Duration::from_secs(60), replaying).await.is_err());
+        let chat = intake.offer(Origin::Twitch, drafts(100..104), Patience::Bounded).await;
+        assert_eq!(chat.admitted, 4);
+        // The visit that was broken off is accounted for.
+        let origin = Origin::Replay;
+        let decided = metrics.admitted.of(origin).get() + metrics.refused.sum_of(origin);
+        assert_eq!(metrics.received.of(origin).get(), decided);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_closed_door_refuses_and_counts() {
         let (intake, door, metrics) = door(8, Duration::ZERO);
         drop(door);

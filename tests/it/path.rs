@@ -71,6 +71,37 @@ async fn sigterm_leaves_everything_taken_in_in_the_stream() {
 }
 
 #[tokio::test]
+async fn while_it_drains_the_service_says_so() {
+    let mut nats = Nats::start().await;
+    let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "500"]).await;
+    let mut inlet = Inlet::serve(&[
+        ("TWITCH_CHANNELS", CHANNELS),
+        ("TWITCH_IRC_URL", &simulator.url()),
+        ("NATS_URL", &nats.url()),
+        ("SHUTDOWN_GRACE", "4s"),
+    ])
+    .await;
+    simulator.has_sent(500).await;
+    nats.kill();
+    crate::harness::eventually("events wait", || async {
+        (inlet.metrics().await.sum("inlet_events_pending") > 100).then_some(())
+    })
+    .await;
+    inlet.child.signal("TERM");
+    crate::harness::eventually("draining", || async {
+        let waiting = inlet.waiting_for().await;
+        let (status, _) = inlet.json("/healthz").await;
+        (waiting.contains(&"shutdown".to_owned()) && status == 503).then_some(())
+    })
+    .await;
+    // The bus does not come back: what is lost is said, and the end comes when it was promised.
+    let start = std::time::Instant::now();
+    assert_eq!(inlet.child.wait(Duration::from_secs(9)).await.code(), Some(1));
+    assert!(start.elapsed() < Duration::from_millis(4_500), "{:?}", start.elapsed());
+    assert!(inlet.log().contains("were not settled in time"), "{}", inlet.log());
+}
+
+#[tokio::test]
 async fn the_same_path_on_the_embedded_stream_and_through_tail() {
     let simulator = Simulator::start(&["--channels", "alpha", "--rate", "500", "--count", "2000"]).await;
     let settings = [("TWITCH_CHANNELS", "#Alpha"), ("TWITCH_IRC_URL", &simulator.url())];

@@ -260,6 +260,19 @@ mod tests {
         assert_eq!(joins.take_due(now).as_deref(), Some("c001"));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_channel_stays_named_over_retries_and_connections() {
+        let mut joins = Joins::new(&names(1), 20);
+        run(&mut joins, Duration::from_secs(100), |_| false).await;
+        let failed = |joins: &Joins| joins.states().all(|(_, state, _)| state == ChannelState::Failed);
+        assert!(failed(&joins));
+        tokio::time::sleep(Duration::from_mins(5)).await;
+        assert!(joins.take_due(Instant::now()).is_some() && failed(&joins));
+        joins.disconnected();
+        assert!(joins.take_due(Instant::now()).is_some() && failed(&joins));
+        assert!(joins.confirmed("c000") && !failed(&joins));
+    }
+
     proptest! {
         #[test]
         fn no_ten_seconds_see_more_joins_than_allowed(

@@ -432,6 +432,26 @@ async fn a_stream_that_inlet_made_is_made_again_when_it_is_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_stream_that_is_gone_is_said_and_not_made_again() {
+    let nats = Nats::start().await;
+    make_stream(&nats, stream("EVENTS", &["internal.>"])).await;
+    let fixture = Fixture::on(Ground::Nats(nats), Clock::system(), &[]).await;
+    let Ground::Nats(nats) = &fixture.ground else { unreachable!() };
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    context.delete_stream("EVENTS").await.unwrap();
+    let mut lane = fixture.bus.open_lane(WINDOW);
+    assert!(publish(&mut lane, [message("a")]).await[0].unwrap_err().is_transient());
+    let mut state = fixture.bus.state();
+    let said = state.wait_for(|state| matches!(state, BusState::Unfit(_)));
+    drop(tokio::time::timeout(PATIENCE, said).await.unwrap().unwrap());
+    assert!(context.get_stream("INLET").await.is_err());
+    make_stream(nats, stream("EVENTS", &["internal.>"])).await;
+    fixture.up().await;
+    assert!(publish(&mut lane, [message("a")]).await[0].is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_peer_is_noticed_within_fifteen_seconds() {
     let fixture = Fixture::nats().await;
     let Ground::Nats(nats) = &fixture.ground else { unreachable!() };
