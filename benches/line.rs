@@ -1,5 +1,7 @@
 //! What one line costs on its way to an envelope: `cargo bench --bench line`.
 
+#![allow(clippy::expect_used, missing_docs, reason = "a benchmark that cannot start must stop")]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
