@@ -178,7 +178,11 @@ impl Door {
 impl Intake {
     /// Brings drafts of one origin to the door, in order. Every one of them is counted exactly once.
     pub async fn offer(&self, origin: Origin, drafts: Vec<Draft>, patience: Patience) -> Offered {
-        let most = LARGEST_BATCH.min(self.shared.config.max_events);
+        let places = match patience {
+            Patience::Bounded => self.shared.config.max_events,
+            Patience::Unlimited => self.shared.config.max_events.div_ceil(2),
+        };
+        let most = LARGEST_BATCH.min(places);
         let mut total = Offered::default();
         let mut rest = drafts;
         while !rest.is_empty() {
