@@ -30,7 +30,7 @@ pub struct SimConfig {
     pub keep_ids: bool,
     /// Where to log what was sent, as JSON lines.
     pub sent_file: Option<PathBuf>,
-    /// How many of the last records [`Simulator::sent`] can tell.
+    /// How many of the last records `Simulator::sent` can tell.
     pub sent_kept: usize,
     /// Speak TLS, with a certificate for `localhost` and `127.0.0.1` from an authority made at the start.
     pub tls: bool,
