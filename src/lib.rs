@@ -17,6 +17,8 @@ pub mod envelope;
 pub mod pipeline;
 
 pub mod bus;
+pub mod store;
+
 pub mod http;
 
 pub mod cli;

@@ -1,0 +1,260 @@
+//! A user's document: its fields by name, read one by one. A value of the wrong shape is treated as absent and
+//! reported; it never spoils the rest, and nothing that is not Inlet's is ever written.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Fields;
+
+/// Longest note shown, in bytes.
+const LONGEST_NOTES: usize = 4 * 1024;
+
+/// Fields that hold a time.
+const TIMES: [&str; 7] = [
+    "firstSeenAt",
+    "lastSeenAt",
+    "lastMessageAt",
+    "lastSessionStartedAt",
+    "lastSessionActivityAt",
+    "operatorUpdatedAt",
+    "at",
+];
+
+/// Whether the field of this name holds a time.
+pub fn is_time(field: &str) -> bool {
+    TIMES.contains(&field)
+}
+
+/// A user as the store has it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct User {
+    /// What is folded from the user's events and written through before tags hang on it.
+    pub history: History,
+    /// Messages counted. Only what [`User::applied`] covers.
+    pub message_count: u64,
+    /// Per stream (`<name>@<created>`), the position up to which every event of the user is counted.
+    pub applied: Vec<(Arc<str>, u64)>,
+    /// What operators say of the user.
+    pub operator: Option<Box<Operator>>,
+}
+
+/// What was when. Folding an event into it twice is the same as once.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    /// The event that created the document; none in one that an operator made.
+    pub first_event_id: Option<Uuid>,
+    /// When the user was first seen.
+    pub first_seen_at: Option<Timestamp>,
+    /// The latest event.
+    pub last_seen_at: Option<Timestamp>,
+    /// The latest message.
+    pub last_message_at: Option<Timestamp>,
+    /// Sessions so far.
+    pub session_count: u64,
+    /// The latest session's id.
+    pub session_id: Option<Arc<str>>,
+    /// When it was opened.
+    pub session_started_at: Option<Timestamp>,
+    /// Its latest message.
+    pub session_activity_at: Option<Timestamp>,
+}
+
+/// An operator's fields, as far as Inlet reads them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Operator {
+    /// Notes, without control characters, cut at 4 KiB.
+    pub notes: Option<String>,
+    /// Persistent labels, sorted and unique.
+    pub tags: Vec<String>,
+    /// A word on how the user stands.
+    pub status: Option<String>,
+}
+
+/// What a platform says of a user, as written to the document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// The login.
+    pub login: Box<str>,
+    /// The name as the user writes it.
+    pub display_name: Box<str>,
+    /// Roles, highest first.
+    pub roles: Box<[&'static str]>,
+}
+
+/// A user read from its fields, and the names of those that could not be read.
+pub fn read_user(fields: &Fields) -> (User, Vec<&'static str>) {
+    let mut reader = Reader { fields, bad: Vec::new() };
+    let history = History {
+        first_event_id: reader.read("firstEventId", |value| value.as_str()?.parse().ok()),
+        first_seen_at: reader.read("firstSeenAt", time),
+        last_seen_at: reader.read("lastSeenAt", time),
+        last_message_at: reader.read("lastMessageAt", time),
+        session_count: reader.read("sessionCount", Value::as_u64).unwrap_or_default(),
+        session_id: reader.read("lastSessionId", |value| value.as_str().map(Arc::from)),
+        session_started_at: reader.read("lastSessionStartedAt", time),
+        session_activity_at: reader.read("lastSessionActivityAt", time),
+    };
+    let message_count = reader.read("messageCountAllTime", Value::as_u64).unwrap_or_default();
+    let applied = reader.read("applied", positions).unwrap_or_default();
+    let operator = Operator {
+        notes: reader
+            .read("notes", |value| value.as_str().map(shown_notes))
+            .filter(|notes| !notes.is_empty()),
+        tags: reader.read("tags", labels).unwrap_or_default(),
+        status: reader.read("status", text),
+    };
+    let operator = (operator != Operator::default()).then(|| Box::new(operator));
+    (User { history, message_count, applied, operator }, reader.bad)
+}
+
+struct Reader<'a> {
+    fields: &'a Fields,
+    bad: Vec<&'static str>,
+}
+
+impl<'a> Reader<'a> {
+    fn read<T>(&mut self, name: &'static str, read: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
+        let value = self.fields.get(name).filter(|value| !value.is_null())?;
+        let read = read(value);
+        if read.is_none() {
+            self.bad.push(name);
+        }
+        read
+    }
+}
+
+/// A time cut to milliseconds, the precision of every time here.
+fn time(value: &Value) -> Option<Timestamp> {
+    let time: Timestamp = value.as_str()?.parse().ok()?;
+    Timestamp::from_millisecond(time.as_millisecond()).ok()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(without_controls).filter(|text| text.len() <= LONGEST_NOTES)
+}
+
+fn labels(value: &Value) -> Option<Vec<String>> {
+    let labels = value.as_array()?.iter().map(|label| label.as_str().map(without_controls));
+    let mut labels = labels.collect::<Option<Vec<_>>>()?;
+    labels.sort_unstable();
+    labels.dedup();
+    Some(labels)
+}
+
+fn positions(value: &Value) -> Option<Vec<(Arc<str>, u64)>> {
+    value
+        .as_object()?
+        .iter()
+        .map(|(stream, position)| Some((Arc::from(stream.as_str()), position.as_u64()?)))
+        .collect()
+}
+
+fn without_controls(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_control()).collect()
+}
+
+fn shown_notes(text: &str) -> String {
+    let mut notes = without_controls(text);
+    notes.truncate(notes.floor_char_boundary(LONGEST_NOTES));
+    notes
+}
+
+/// The fields of a user's first sight or of an opening: history, never a count.
+pub fn write_history(history: &History) -> Fields {
+    let mut fields = Fields::new();
+    let mut put = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            fields.insert(name.to_owned(), value);
+        }
+    };
+    put("firstEventId", history.first_event_id.map(|id| json!(id)));
+    put("firstSeenAt", history.first_seen_at.map(shown_time));
+    put("lastSeenAt", history.last_seen_at.map(shown_time));
+    put("lastMessageAt", history.last_message_at.map(shown_time));
+    put("lastSessionId", history.session_id.as_deref().map(Value::from));
+    put("lastSessionStartedAt", history.session_started_at.map(shown_time));
+    put("lastSessionActivityAt", history.session_activity_at.map(shown_time));
+    put("sessionCount", Some(history.session_count.into()));
+    fields
+}
+
+/// Adds what a flush alone writes.
+pub fn write_counts(fields: &mut Fields, user: &User) {
+    fields.insert("messageCountAllTime".to_owned(), user.message_count.into());
+    let applied = user.applied.iter().map(|(stream, position)| (stream.to_string(), Value::from(*position)));
+    fields.insert("applied".to_owned(), Value::Object(applied.collect()));
+}
+
+/// Adds who it is, and what the platform says of them if an event of theirs was seen here.
+pub fn write_profile(fields: &mut Fields, provider: &str, id: &str, profile: Option<&Profile>) {
+    fields.insert("provider".to_owned(), provider.into());
+    fields.insert("providerUserId".to_owned(), id.into());
+    if let Some(profile) = profile {
+        fields.insert("displayName".to_owned(), (*profile.display_name).into());
+        fields.insert("roles".to_owned(), json!(profile.roles));
+        let platform = json!({ "id": id, "login": profile.login, "displayName": profile.display_name });
+        fields.insert(format!("profiles.{provider}"), platform);
+    }
+}
+
+/// RFC 3339, UTC, milliseconds.
+pub fn shown_time(time: Timestamp) -> Value {
+    Value::String(format!("{time:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(value: Value) -> Fields {
+        let Value::Object(fields) = value else { panic!("an object") };
+        fields
+    }
+
+    #[test]
+    fn a_document_of_the_wrong_shape_is_read_field_by_field() {
+        let (user, bad) = read_user(&fields(json!({
+            "firstSeenAt": "2026-11-20T05:51:20.612Z", "lastSeenAt": 17, "sessionCount": -3,
+            "lastSessionId": "sess_x", "messageCountAllTime": 12, "applied": { "S@1": 5 },
+            "notes": "a\u{1b}[31mb", "tags": ["b", "a", "b"], "status": null, "lastMessageAt": "yesterday",
+        })));
+        assert_eq!(bad, ["lastSeenAt", "lastMessageAt", "sessionCount"]);
+        assert_eq!(user.history.first_seen_at.unwrap().as_millisecond(), 1_795_153_880_612);
+        assert_eq!((user.message_count, &user.applied[..]), (12, &[(Arc::from("S@1"), 5)][..]));
+        let operator = user.operator.unwrap();
+        assert_eq!((operator.notes.as_deref(), operator.status), (Some("a[31mb"), None));
+        assert_eq!(operator.tags, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let at = Timestamp::from_millisecond(1_700_000_000_123).ok();
+        let user = User {
+            history: History {
+                first_event_id: Some(Uuid::from_u128(7)),
+                first_seen_at: at,
+                last_seen_at: at,
+                last_message_at: at,
+                session_count: 2,
+                session_id: Some("sess_1".into()),
+                session_started_at: at,
+                session_activity_at: at,
+            },
+            message_count: 9,
+            applied: vec![("S@1".into(), 4), ("T@2".into(), 5)],
+            operator: None,
+        };
+        let mut written = write_history(&user.history);
+        write_counts(&mut written, &user);
+        assert_eq!(read_user(&written), (user, vec![]));
+    }
+
+    #[test]
+    fn long_notes_are_cut_between_letters() {
+        let notes = shown_notes(&"é".repeat(3_000));
+        assert_eq!(notes.len(), LONGEST_NOTES);
+    }
+}
