@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
@@ -36,6 +37,10 @@ pub mod header {
     pub const TYPE: &str = "type";
     /// W3C trace context, derived from the event's id.
     pub const TRACEPARENT: &str = "traceparent";
+    /// Key of the user's document.
+    pub const USER: &str = "Inlet-User";
+    /// When it happened, in Unix milliseconds.
+    pub const AT: &str = "Inlet-At";
 }
 
 /// A durable stream.
@@ -106,8 +111,19 @@ pub struct Message {
     pub id: MessageId,
     /// Header `type`.
     pub kind: &'static str,
+    /// Whose event it is, where it is to be counted.
+    pub by_user: Option<ByUser>,
     /// The bytes.
     pub payload: Bytes,
+}
+
+/// What counting needs to know of an event, in its headers: so it is counted without its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByUser {
+    /// Header `Inlet-User`: the key of the user's document.
+    pub key: Arc<str>,
+    /// Header `Inlet-At`.
+    pub occurred_at: Timestamp,
 }
 
 impl Message {
@@ -118,7 +134,8 @@ impl Message {
 
     /// An upper bound of what the headers take on the wire, in bytes.
     pub fn headers_size(&self) -> usize {
-        "NATS/1.0\r\n".len() + 160 + self.kind.len()
+        let by_user = self.by_user.as_ref().map_or(0, |by_user| 48 + by_user.key.len());
+        "NATS/1.0\r\n".len() + 160 + self.kind.len() + by_user
     }
 }
 
@@ -238,15 +255,36 @@ pub enum Wanted {
 }
 
 /// Follows the stream. Batches come in stream order; an error ends it.
-pub type Follower = BoxStream<'static, Result<Batch, BusError>>;
+pub struct Follower {
+    /// Of the stream that is followed.
+    pub identity: String,
+    /// The first position that the stream still held when following began; behind the last, of an empty one.
+    pub first_position: u64,
+    batches: BoxStream<'static, Result<Batch, BusError>>,
+}
+
+impl Follower {
+    /// The next batch. `None`: the bus is closed.
+    pub async fn next(&mut self) -> Option<Result<Batch, BusError>> {
+        self.batches.next().await
+    }
+}
 
 /// What a follower brings.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Messages on Inlet's own subjects, in stream order.
     pub messages: Vec<Stored>,
-    /// Whether these were all there were at that moment. The first batch of an empty rest is empty and the end.
-    pub is_end: bool,
+    /// How many messages, of whomever, stood behind these at that moment. Nothing follows for now where it is 0; the
+    /// first batch of an empty rest is empty.
+    pub behind: u64,
+}
+
+impl Batch {
+    /// Whether these were all there were.
+    pub fn is_end(&self) -> bool {
+        self.behind == 0
+    }
 }
 
 /// A message in the stream.
@@ -262,6 +300,8 @@ pub struct Stored {
     pub subject: Arc<str>,
     /// Header `type`.
     pub kind: String,
+    /// Whose event it is.
+    pub by_user: Option<ByUser>,
     /// The bytes.
     pub payload: Bytes,
 }

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
+use futures_util::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -134,10 +134,13 @@ impl Bus for EmbeddedBus {
         let file = Arc::clone(&self.file);
         let subjects = self.subjects.clone();
         async move {
-            let position = read(Arc::clone(&file), move |file| file.position_of(start)).await?;
+            let (position, first_position) =
+                read(Arc::clone(&file), move |file| Ok((file.position_of(start)?, file.first_position()?)))
+                    .await?;
             let head = file.head();
             let reader = Reader { file, subjects, position, content, head, is_first: true };
-            Ok(Box::pin(stream::try_unfold(reader, Reader::next)) as Follower)
+            let batches = stream::try_unfold(reader, Reader::next).boxed();
+            Ok(Follower { identity: self.info.identity.clone(), first_position, batches })
         }
         .boxed()
     }

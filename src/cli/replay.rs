@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use futures_util::StreamExt as _;
 use prometheus::Registry;
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _};
@@ -151,7 +150,7 @@ async fn end_of(bus: &Arc<dyn Bus>) -> Result<u64, Failure> {
     while let Some(batch) = follower.next().await {
         let batch = batch?;
         end = batch.messages.last().map_or(end, |last| last.position + 1);
-        if batch.is_end {
+        if batch.is_end() {
             break;
         }
     }
@@ -168,7 +167,7 @@ async fn show(bus: &Arc<dyn Bus>, from: u64, json: bool) -> Result<(), Failure> 
                 return Ok(());
             }
         }
-        if batch.is_end {
+        if batch.is_end() {
             break;
         }
     }

@@ -87,8 +87,13 @@ impl Enrich {
                 return self.dead_letter(draft, &letter, largest);
             }
         };
-        let message =
-            Message { subject, id: MessageId::of_event(draft.id), kind: event.kind.as_str(), payload };
+        let message = Message {
+            subject,
+            id: MessageId::of_event(draft.id),
+            kind: event.kind.as_str(),
+            by_user: None,
+            payload,
+        };
         let size = message.payload.len() + message.headers_size();
         if size > largest {
             let letter = DeadLetter {
@@ -134,6 +139,7 @@ pub(super) fn dead_letter_message(
         subject,
         id: MessageId::of_dead_letter(event),
         kind: DEAD_LETTER_TYPE,
+        by_user: None,
         payload: Bytes::new(),
     };
     let room = largest.saturating_sub(message.headers_size());

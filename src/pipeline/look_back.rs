@@ -4,7 +4,6 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -73,6 +72,7 @@ async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Res
             return Err(BusError::Interrupted("it ended".to_owned()));
         };
         let batch = batch?;
+        let is_end = batch.is_end();
         for stored in batch.messages {
             let Some(id) = stored.id else { continue };
             if found.positions.len() < MOST_IDS || asked.contains(&id) {
@@ -81,7 +81,7 @@ async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Res
                 found.is_complete = false;
             }
         }
-        if batch.is_end {
+        if is_end {
             tracing::debug!(%from, ids = found.positions.len(), "looked back in the stream");
             return Ok(found);
         }

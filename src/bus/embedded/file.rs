@@ -20,7 +20,7 @@ const ROWS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("rows");
 const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
 /// Of this layout. A file with a higher one is left alone.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What redb may keep in memory; its own default is 1 GiB.
 const CACHE_BYTES: usize = 8 << 20;
@@ -124,6 +124,15 @@ impl StreamFile {
         Ok(())
     }
 
+    /// The first position that is still held; behind the last, if none is.
+    pub(super) fn first_position(&self) -> Result<u64, EmbeddedError> {
+        let head = *self.head.borrow();
+        self.with_database(|database| {
+            let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
+            Ok(rows.first().map_err(read_error)?.map_or(head + 1, |(first, _)| first.value()))
+        })
+    }
+
     /// The position at which following from `start` begins.
     pub(super) fn position_of(&self, start: Start) -> Result<u64, EmbeddedError> {
         match start {
@@ -143,12 +152,13 @@ impl StreamFile {
                 Some(found) => found.map_err(read_error)?.0.value(),
                 None => position,
             };
-            let mut batch = Batch { messages: Vec::new(), is_end: true };
+            let mut batch = Batch::default();
+            let mut is_end = true;
             let mut next = position;
             let mut bytes = 0;
             for found in rows.range(from..).map_err(read_error)? {
                 if bytes >= READ_BYTES {
-                    batch.is_end = false;
+                    is_end = false;
                     break;
                 }
                 let (first, value) = found.map_err(read_error)?;
@@ -164,7 +174,9 @@ impl StreamFile {
                 batch.messages.extend(stored.into_iter().filter(|stored| stored.position >= position));
             }
             // Positions whose rows are gone by age or size are passed over.
-            Ok(if batch.is_end { (batch, next.max(head + 1)) } else { (batch, next) })
+            let next = if is_end { next.max(head + 1) } else { next };
+            batch.behind = (head + 1).saturating_sub(next);
+            Ok((batch, next))
         })
     }
 }
@@ -182,9 +194,10 @@ fn prepare(database: &Database, now: Timestamp) -> Result<u64, EmbeddedError> {
         if let Some(found) = format.filter(|found| *found > FORMAT) {
             return Err(EmbeddedError::NewerFormat { found, known: FORMAT });
         }
+        // Rows of the format before are read as they are.
+        numbers.insert("format", FORMAT).map_err(write_error)?;
         if format.is_none() {
             let now_ns = u64::try_from(now.as_nanosecond()).unwrap_or_default();
-            numbers.insert("format", FORMAT).map_err(write_error)?;
             numbers.insert("created_ns", now_ns).map_err(write_error)?;
         }
         writing.open_table(ROWS).map_err(write_error)?;

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! crc32 u32 | stored at, Unix ms, i64 | count u32 | count × message
-//! message = id 16 B | is dead letter u8 | type u8+bytes | subject u16+bytes | payload u32+bytes
+//! message = id 16 B | flags u8 | type u8+bytes | subject u16+bytes
+//!         | of a user: key u16+bytes, occurred at, Unix ms, i64
+//!         | payload u32+bytes
 //! ```
+//! Flags: 1 is a dead letter, 2 is of a user (since format 2).
 //! Integers are little-endian; the checksum is over everything behind it.
 
 use std::sync::Arc;
@@ -12,10 +15,12 @@ use bytes::{Buf, BufMut, Bytes};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::bus::{Message, Stored, Wanted};
+use crate::bus::{ByUser, Message, Stored, Wanted};
 use crate::envelope::MessageId;
 
 const CHECKSUM: usize = 4;
+const DEAD_LETTER: u8 = 1;
+const OF_USER: u8 = 2;
 const HEADER: usize = CHECKSUM + 8 + 4;
 
 /// Writes a row.
@@ -37,15 +42,21 @@ impl RowWriter {
     /// Adds a message.
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "subjects and types are ours, payloads bounded before"
+        reason = "subjects, types and keys are short, payloads bounded before"
     )]
     pub(super) fn push(&mut self, message: &Message) {
         self.bytes.put_slice(message.id.event.as_bytes());
-        self.bytes.put_u8(u8::from(message.id.is_dead_letter));
+        let is_dead_letter = if message.id.is_dead_letter { DEAD_LETTER } else { 0 };
+        self.bytes.put_u8(is_dead_letter | if message.by_user.is_some() { OF_USER } else { 0 });
         self.bytes.put_u8(message.kind.len() as u8);
         self.bytes.put_slice(message.kind.as_bytes());
         self.bytes.put_u16_le(message.subject.len() as u16);
         self.bytes.put_slice(message.subject.as_bytes());
+        if let Some(by_user) = &message.by_user {
+            self.bytes.put_u16_le(by_user.key.len() as u16);
+            self.bytes.put_slice(by_user.key.as_bytes());
+            self.bytes.put_i64_le(by_user.occurred_at.as_millisecond());
+        }
         self.bytes.put_u32_le(message.payload.len() as u32);
         self.bytes.put_slice(&message.payload);
         self.count += 1;
@@ -94,7 +105,7 @@ pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<St
     let mut last_subject: Arc<str> = Arc::from("");
     for position in first..first + count {
         let event = Uuid::from_slice(take(&mut rest, 16)?).ok()?;
-        let is_dead_letter = rest.try_get_u8().ok()? != 0;
+        let flags = rest.try_get_u8().ok()?;
         let kind_length = usize::from(rest.try_get_u8().ok()?);
         let kind = std::str::from_utf8(take(&mut rest, kind_length)?).ok()?.to_owned();
         let subject_length = usize::from(rest.try_get_u16_le().ok()?);
@@ -102,14 +113,16 @@ pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<St
         if *last_subject != *subject {
             last_subject = Arc::from(subject);
         }
+        let by_user = if flags & OF_USER == 0 { None } else { Some(by_user(&mut rest)?) };
         let payload_length = usize::try_from(rest.try_get_u32_le().ok()?).ok()?;
         let payload = take(&mut rest, payload_length)?;
         messages.push(Stored {
             position,
             stored_at,
-            id: Some(MessageId { event, is_dead_letter }),
+            id: Some(MessageId { event, is_dead_letter: flags & DEAD_LETTER != 0 }),
             subject: Arc::clone(&last_subject),
             kind,
+            by_user,
             payload: match content {
                 Wanted::Whole => Bytes::copy_from_slice(payload),
                 Wanted::Headers => Bytes::new(),
@@ -117,6 +130,13 @@ pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<St
         });
     }
     Some(messages)
+}
+
+fn by_user(rest: &mut &[u8]) -> Option<ByUser> {
+    let length = usize::from(rest.try_get_u16_le().ok()?);
+    let key = Arc::from(std::str::from_utf8(take(rest, length)?).ok()?);
+    let occurred_at = Timestamp::from_millisecond(rest.try_get_i64_le().ok()?).ok()?;
+    Some(ByUser { key, occurred_at })
 }
 
 fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
@@ -136,6 +156,7 @@ mod tests {
             subject: Arc::from("internal.ingress.v1"),
             id: MessageId { event, is_dead_letter: dead },
             kind: "external.chat.message.v1",
+            by_user: dead.then(|| ByUser { key: "twitch:1".into(), occurred_at: Timestamp::UNIX_EPOCH }),
             payload: payload.into(),
         }
     }
@@ -156,6 +177,7 @@ mod tests {
                 prop_assert_eq!(read.position, first + index as u64);
                 prop_assert_eq!(read.id, Some(written.id));
                 prop_assert_eq!(&read.payload, &written.payload);
+                prop_assert_eq!(&read.by_user, &written.by_user);
                 prop_assert_eq!(&*read.subject, &*written.subject);
                 prop_assert_eq!(read.stored_at, at);
             }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::session::{Session, gone};
-use crate::bus::{Batch, BusError, Follower, Start, Stored, Wanted, header};
+use crate::bus::{Batch, BusError, ByUser, Follower, Start, Stored, Wanted, header};
 use crate::envelope::SubjectTemplate;
 use crate::telemetry::logs::with_causes;
 
@@ -54,6 +54,7 @@ pub(super) async fn follow(
         ..pull::OrderedConfig::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| away(&error))?;
+    let first_position = stream.cached_info().state.first_sequence.max(1);
     let begins_at_end = consumer.cached_info().num_pending == 0;
     let messages = consumer.messages().await.map_err(|error| away(&error))?;
     let messages =
@@ -66,12 +67,13 @@ pub(super) async fn follow(
         subjects,
         begins_at_end,
     };
-    Ok(stream::try_unfold(state, next).boxed())
+    let identity = state.identity.clone();
+    Ok(Follower { identity, first_position, batches: stream::try_unfold(state, next).boxed() })
 }
 
 async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
     if std::mem::take(&mut state.begins_at_end) {
-        return Ok(Some((Batch { messages: Vec::new(), is_end: true }, state)));
+        return Ok(Some((Batch::default(), state)));
     }
     let first = tokio::select! {
         message = state.messages.next() => {
@@ -88,7 +90,7 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
         let message = message?;
         let info =
             message.info().map_err(|_| BusError::Interrupted("a message without its position".to_owned()))?;
-        batch.is_end = info.pending == 0;
+        batch.behind = info.pending;
         if state.subjects.owns(&message.subject) {
             batch.messages.push(stored(&message, &info));
         }
@@ -119,6 +121,12 @@ fn stored(message: &jetstream::Message, info: &jetstream::message::Info<'_>) -> 
         id: text(header::MESSAGE_ID).and_then(|id| id.parse().ok()),
         subject: Arc::from(message.subject.as_str()),
         kind: text(header::TYPE).unwrap_or_default().to_owned(),
+        by_user: by_user(text(header::USER), text(header::AT)),
         payload: message.payload.clone(),
     }
+}
+
+fn by_user(key: Option<&str>, at: Option<&str>) -> Option<ByUser> {
+    let occurred_at = Timestamp::from_millisecond(at?.parse().ok()?).ok()?;
+    Some(ByUser { key: Arc::from(key?), occurred_at })
 }

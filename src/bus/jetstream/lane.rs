@@ -172,6 +172,10 @@ fn headers(message: &Message) -> HeaderMap {
     headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_text());
     headers.insert(HeaderName::from_static(header::TYPE), message.kind);
     headers.insert(HeaderName::from_static(header::TRACEPARENT), message.traceparent());
+    if let Some(by_user) = &message.by_user {
+        headers.insert(HeaderName::from_static(header::USER), &*by_user.key);
+        headers.insert(HeaderName::from_static(header::AT), by_user.occurred_at.as_millisecond().to_string());
+    }
     headers
 }
 

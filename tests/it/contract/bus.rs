@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use inlet::bus::embedded::EmbeddedBus;
 use inlet::bus::jetstream::JetStreamBus;
 use inlet::bus::{
-    Ack, Batch, Bus, BusArgs, BusConfig, BusState, Lane, Message, Numbered, Refusal, Settled, Start, Stored,
+    Ack, Bus, ByUser, BusArgs, BusConfig, BusState, Lane, Message, Numbered, Refusal, Settled, Start, Stored,
     Wanted,
 };
 use inlet::clock::Clock;
@@ -94,9 +93,9 @@ impl Fixture {
         let mut follower = self.bus.follow(start, wanted).await.unwrap();
         let mut all = Vec::new();
         loop {
-            let Batch { messages, is_end } =
-                tokio::time::timeout(PATIENCE, follower.next()).await.unwrap().unwrap().unwrap();
-            all.extend(messages);
+            let batch = tokio::time::timeout(PATIENCE, follower.next()).await.unwrap().unwrap().unwrap();
+            let is_end = batch.is_end();
+            all.extend(batch.messages);
             if is_end {
                 return all;
             }
@@ -109,8 +108,14 @@ fn message(key: &str) -> Message {
         subject: Arc::from("internal.ingress.v1"),
         id: MessageId::of_event(id::event_id(key)),
         kind: "external.chat.message.v1",
+        by_user: None,
         payload: format!("{{\"key\":\"{key}\"}}").into(),
     }
+}
+
+fn of_user(key: &str, user: &str) -> Message {
+    let occurred_at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
+    Message { by_user: Some(ByUser { key: user.into(), occurred_at }), ..message(key) }
 }
 
 fn numbered(messages: impl IntoIterator<Item = Message>) -> Vec<Numbered> {
@@ -218,7 +223,7 @@ async fn following_begins_at_a_position_a_time_or_the_end(fixture: Fixture) {
 
     let mut at_end = fixture.bus.follow(Start::End, Wanted::Whole).await.unwrap();
     let first = at_end.next().await.unwrap().unwrap();
-    assert!(first.messages.is_empty() && first.is_end);
+    assert!(first.messages.is_empty() && first.is_end());
     publish(&mut lane, ["f"].map(message)).await;
     let next = tokio::time::timeout(PATIENCE, at_end.next()).await.unwrap().unwrap().unwrap();
     assert_eq!((keys(&next.messages), next.messages[0].position), (vec!["f".to_owned()], 6));
@@ -226,10 +231,12 @@ async fn following_begins_at_a_position_a_time_or_the_end(fixture: Fixture) {
 
 async fn headers_alone_come_without_the_payload(fixture: Fixture) {
     let mut lane = fixture.bus.open_lane(WINDOW);
-    publish(&mut lane, ["a"].map(message)).await;
+    let counted = of_user("b", "twitch:1%2F2");
+    publish(&mut lane, [message("a"), counted.clone()]).await;
     let stored = fixture.read(Start::Position(1), Wanted::Headers).await;
     assert_eq!((stored[0].id, stored[0].payload.len()), (Some(message("a").id), 0));
     assert_eq!(stored[0].kind, "external.chat.message.v1");
+    assert_eq!((&stored[0].by_user, &stored[1].by_user), (&None, &counted.by_user));
 }
 
 async fn a_restart_keeps_the_stream_and_knows_its_ids(fixture: Fixture) {
@@ -300,6 +307,8 @@ async fn the_embedded_stream_forgets_ids_by_time_and_messages_by_age_and_size() 
     let left = fixture.read(Start::Position(0), Wanted::Headers).await;
     assert!((8..=10).contains(&left.len()), "{} of 100 kB in 1 MiB", left.len());
     assert_eq!(left.last().unwrap().position, 33);
+    let follower = fixture.bus.follow(Start::Position(1), Wanted::Headers).await.unwrap();
+    assert_eq!(follower.first_position, left[0].position);
     // Everything goes by age at last, and positions still go on.
     clock.step(2 * 60 * 60 * 1000);
     let next = publish(&mut lane, [message("c")]).await[0].unwrap();
