@@ -19,7 +19,7 @@ pub use id::MessageId;
 pub use receipt::{Outcome, Receipt, Slip};
 pub use subject::SubjectTemplate;
 
-use draft::{PayloadJson, SourceRef, User};
+use draft::{PayloadJson, Role, SourceRef, User};
 
 /// What stands around a payload, in bytes, more or less.
 const USUAL_SIZE_WITHOUT_PAYLOAD: usize = 1024;
@@ -44,7 +44,7 @@ pub struct EnvelopeV1<'a> {
     idempotency_key: &'a str,
     source: &'a SourceRef,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<&'a User>,
+    user: Option<WrittenUser<'a>>,
     auth: Auth<'a>,
     routing_slip: [(); 0],
     finalization_destination: &'static str,
@@ -53,7 +53,64 @@ pub struct EnvelopeV1<'a> {
     payload: &'a PayloadJson,
 }
 
-/// What enrichment found out about the user.
+/// What enrichment found out about an event's user.
+#[derive(Debug, Clone, Default)]
+pub struct Enrichment<'a> {
+    /// Tags that hold for this event alone.
+    pub transient_tags: Vec<&'static str>,
+    /// Labels that operators gave the user.
+    pub labels: &'a [String],
+    /// Operators' notes.
+    pub notes: Option<&'a str>,
+    /// Operators' word on how the user stands.
+    pub status: Option<&'a str>,
+    /// The session.
+    pub session_id: Option<&'a str>,
+}
+
+/// The user as published.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenUser<'a> {
+    id: &'a str,
+    name: &'a str,
+    display_name: &'a str,
+    profile_image_url: &'a str,
+    role: Role,
+    roles: &'a [Role],
+    tags: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notes: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<&'a str>,
+}
+
+impl<'a> WrittenUser<'a> {
+    fn new(user: &'a User, enrichment: Enrichment<'a>) -> Self {
+        let Enrichment { transient_tags, labels, notes, status, session_id } = enrichment;
+        let mut tags: Vec<&str> = user.tags.iter().map(String::as_str).collect();
+        tags.extend(transient_tags);
+        tags.extend(labels.iter().map(String::as_str));
+        tags.sort_unstable();
+        tags.dedup();
+        Self {
+            id: &user.id,
+            name: &user.name,
+            display_name: &user.display_name,
+            profile_image_url: &user.profile_image_url,
+            role: user.role,
+            roles: &user.roles,
+            tags,
+            notes,
+            status,
+            session_id,
+        }
+    }
+}
+
+/// How enrichment went.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Auth<'a> {
@@ -69,24 +126,39 @@ pub struct Auth<'a> {
     at: Timestamp,
 }
 
-/// Why an event's user was not looked up.
+/// Why an event did not meet its user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnmatchedReason {
     /// Enrichment is off.
     Disabled,
+    /// Enrichment is on paper alone.
+    DryRun,
+    /// The event names no user.
+    NoUser,
+    /// The store did not say in time, or could not be written.
+    StoreUnavailable,
 }
 
 impl<'a> EnvelopeV1<'a> {
-    /// The envelope of an event whose user was not looked up, as of `at`.
-    pub fn unmatched(draft: &'a Draft, event: &'a Event, reason: UnmatchedReason, at: Timestamp) -> Self {
+    /// The envelope of an event, with what is known of its user or why nothing is, as of `at`.
+    pub fn new(
+        draft: &'a Draft,
+        event: &'a Event,
+        enriched: Result<Enrichment<'a>, UnmatchedReason>,
+        at: Timestamp,
+    ) -> Self {
         let provider = event.source.platform;
+        let (enrichment, reason) = match enriched {
+            Ok(enrichment) => (enrichment, None),
+            Err(reason) => (Enrichment::default(), Some(reason)),
+        };
         let auth = Auth {
             v: "1",
             method: "enrichment",
             provider,
-            matched: false,
-            reason: Some(reason),
+            matched: reason.is_none(),
+            reason,
             user_ref: event.user.as_ref().map(|user| id::user_ref(provider, &user.id)),
             at,
         };
@@ -100,7 +172,7 @@ impl<'a> EnvelopeV1<'a> {
             trace_id: draft.id.simple(),
             idempotency_key: &event.idempotency_key,
             source: &event.source,
-            user: event.user.as_ref(),
+            user: event.user.as_ref().map(|user| WrittenUser::new(user, enrichment)),
             auth,
             routing_slip: [],
             finalization_destination: FINALIZATION_DESTINATION,

@@ -16,6 +16,8 @@ pub mod source;
 pub mod envelope;
 pub mod pipeline;
 
+pub mod users;
+
 pub mod bus;
 pub mod store;
 

@@ -114,8 +114,7 @@ pub struct SourceRef {
 }
 
 /// The user of an event, as far as the event itself tells.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone)]
 pub struct User {
     /// The platform's own id.
     pub id: String,

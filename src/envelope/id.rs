@@ -30,14 +30,30 @@ pub fn content_key(platform: &str, content: &[u8]) -> String {
     key
 }
 
+/// Where users' documents lie.
+const USERS: &str = "users/";
+
 /// `users/<provider>:<id>`, the user's document.
 pub fn user_ref(provider: &str, user_id: &str) -> String {
-    let mut path = String::with_capacity(7 + provider.len() + user_id.len());
-    path.push_str("users/");
-    push_escaped(&mut path, provider);
-    path.push(':');
-    push_escaped(&mut path, user_id);
-    path
+    [USERS, &user_key(provider, user_id)].concat()
+}
+
+/// `<provider>:<id>`, the name of the user's document among users.
+pub fn user_key(provider: &str, user_id: &str) -> String {
+    let mut key = String::with_capacity(1 + provider.len() + user_id.len());
+    push_escaped(&mut key, provider);
+    key.push(':');
+    push_escaped(&mut key, user_id);
+    key
+}
+
+/// Provider and id of a [`user_key`]; `None` if it is none.
+pub fn user_of_key(key: &str) -> Option<(String, String)> {
+    let unescaped =
+        |part: &str| Some(percent_encoding::percent_decode_str(part).decode_utf8().ok()?.into_owned());
+    let (provider, id) = key.split_once(':')?;
+    let is_key = !provider.is_empty() && !id.is_empty() && !id.contains([':', '/']);
+    if is_key { Some((unescaped(provider)?, unescaped(id)?)) } else { None }
 }
 
 /// Percent-escapes what a document's name may not hold, the same for every store: `%`, `/` and `:` anywhere,
@@ -137,6 +153,15 @@ mod tests {
             ("_x_", "users/twitch:_x_"),
         ] {
             assert_eq!(user_ref("twitch", id), path);
+            let of_key = user_of_key(path.strip_prefix("users/").unwrap());
+            assert_eq!(of_key, Some(("twitch".to_owned(), id.to_owned())));
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_of_a_user_is_told() {
+        for key in ["", "twitch", "twitch:", ":1", "twitch:1:2", "twitch:a/b", "twitch:%ff"] {
+            assert_eq!(user_of_key(key), None, "{key}");
         }
     }
 

@@ -11,6 +11,11 @@ use super::Fields;
 
 /// Longest note shown, in bytes.
 const LONGEST_NOTES: usize = 4 * 1024;
+/// Longest word on how a user stands, in bytes.
+const LONGEST_STATUS: usize = 1024;
+/// All labels together, in bytes; those beyond are not shown. So whatever stands in a document, an envelope grows by
+/// no more than 16 KiB (every letter may take two).
+const LONGEST_TAGS: usize = 2 * 1024;
 
 /// Fields that hold a time.
 const TIMES: [&str; 7] = [
@@ -38,7 +43,7 @@ pub struct User {
     /// Per stream (`<name>@<created>`), the position up to which every event of the user is counted.
     pub applied: Vec<(Arc<str>, u64)>,
     /// What operators say of the user.
-    pub operator: Option<Box<Operator>>,
+    pub operator: Option<Arc<Operator>>,
 }
 
 /// What was when. Folding an event into it twice is the same as once.
@@ -71,6 +76,14 @@ pub struct Operator {
     pub tags: Vec<String>,
     /// A word on how the user stands.
     pub status: Option<String>,
+}
+
+impl Operator {
+    /// An upper bound of what it adds to an envelope, in bytes.
+    pub fn size(&self) -> usize {
+        let texts = [&self.notes, &self.status].into_iter().flatten().chain(&self.tags);
+        texts.map(|text| text.len() * 2 + 16).sum()
+    }
 }
 
 /// What a platform says of a user, as written to the document.
@@ -106,7 +119,7 @@ pub fn read_user(fields: &Fields) -> (User, Vec<&'static str>) {
         tags: reader.read("tags", labels).unwrap_or_default(),
         status: reader.read("status", text),
     };
-    let operator = (operator != Operator::default()).then(|| Box::new(operator));
+    let operator = (operator != Operator::default()).then(|| Arc::new(operator));
     (User { history, message_count, applied, operator }, reader.bad)
 }
 
@@ -133,7 +146,7 @@ fn time(value: &Value) -> Option<Timestamp> {
 }
 
 fn text(value: &Value) -> Option<String> {
-    value.as_str().map(without_controls).filter(|text| text.len() <= LONGEST_NOTES)
+    value.as_str().map(without_controls).filter(|text| text.len() <= LONGEST_STATUS)
 }
 
 fn labels(value: &Value) -> Option<Vec<String>> {
@@ -141,6 +154,11 @@ fn labels(value: &Value) -> Option<Vec<String>> {
     let mut labels = labels.collect::<Option<Vec<_>>>()?;
     labels.sort_unstable();
     labels.dedup();
+    let mut bytes = 0;
+    labels.retain(|label| {
+        bytes += label.len() + 4;
+        bytes <= LONGEST_TAGS
+    });
     Some(labels)
 }
 

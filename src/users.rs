@@ -1,0 +1,205 @@
+//! What we know of people, and how it is counted.
+//!
+//! The stream is the truth: an event exists once it is there, and everything counted of a user is folded from it. An
+//! event [meets](Users::meet) its user on its way to the stream, which decides its tags; the [projection](projection)
+//! follows the stream and notes whatever is in it, whoever published it; the [flush](flush) writes users behind. Memory
+//! holds what lies between (the [table](table)).
+
+mod circuit;
+mod config;
+mod flush;
+mod fold;
+mod meet;
+mod metrics;
+mod operators;
+mod projection;
+mod session;
+mod table;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use crate::bus::{Bus, BusState};
+use crate::clock::Clock;
+use crate::retry::Backoff;
+use crate::status::Part;
+use crate::store::{Name, Store};
+use circuit::Circuit;
+use table::Table;
+
+pub use config::{EnrichArgs, EnrichConfig, EnrichMode};
+pub use fold::{Folded, Kind, Seen, Tags};
+pub use meet::Meeting;
+pub use metrics::{Matched, UserMetrics};
+pub use projection::Following;
+pub use table::{Met, Visit};
+
+/// Waits between probes of a store that failed.
+const FIRST_PROBE: Duration = Duration::from_millis(200);
+const LONGEST_PROBE: Duration = Duration::from_secs(2);
+
+/// What is done behind the path may take this long before the store counts as away.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Users, as the path and the background see them. Cheap to clone.
+#[derive(Clone)]
+pub struct Users(Arc<Shared>);
+
+struct Shared {
+    table: Mutex<Table>,
+    store: Store,
+    bus: Arc<dyn Bus>,
+    /// What instances that share a stream and a store must share, too.
+    subject: String,
+    config: EnrichConfig,
+    circuit: Circuit,
+    metrics: Arc<UserMetrics>,
+    clock: Clock,
+    /// An event was acknowledged or given up, or the circuit opened.
+    changed: Notify,
+    /// Memory is short: users are to be written before their time.
+    flush_now: Notify,
+    /// Users were written.
+    flushed: Notify,
+    following: watch::Sender<Following>,
+    counted: Mutex<flush::CountedTo>,
+}
+
+impl Users {
+    /// Nobody in memory yet. `subject` is what this instance publishes to.
+    pub fn new(
+        store: Store,
+        bus: Arc<dyn Bus>,
+        subject: String,
+        config: EnrichConfig,
+        (metrics, clock): (Arc<UserMetrics>, Clock),
+    ) -> Self {
+        Self(Arc::new(Shared {
+            table: Mutex::new(Table::new(config.session_gap, config.cache_users)),
+            circuit: Circuit::new(metrics.circuit_open.clone()),
+            store,
+            bus,
+            subject,
+            config,
+            metrics,
+            clock,
+            changed: Notify::new(),
+            flush_now: Notify::new(),
+            flushed: Notify::new(),
+            following: watch::Sender::new(Following::Starting),
+            counted: Mutex::new(flush::CountedTo::default()),
+        }))
+    }
+
+    /// What is done with users.
+    pub fn mode(&self) -> EnrichMode {
+        self.0.config.mode
+    }
+
+    /// The stream has an event of this instance at `position`, whether it was there before or not.
+    pub fn acked(&self, key: &Arc<str>, id: Uuid, position: u64) {
+        self.0.table().acked(key, id, position);
+        self.0.changed.notify_one();
+    }
+
+    /// An event of this instance became a dead letter, or was lost with the bus.
+    pub fn dead_lettered(&self, key: &Arc<str>, id: Uuid) {
+        self.0.table().dead_lettered(key, id);
+        self.0.changed.notify_one();
+    }
+
+    /// Where the stream is known to hold an event that its sender has no answer for.
+    pub fn position_of(&self, key: &Arc<str>, id: Uuid) -> Option<u64> {
+        self.0.table().position_of(key, id)
+    }
+
+    /// Waits until events may be taken in: what the stream holds is noted, or that cannot be, because the bus or the
+    /// store is away.
+    pub async fn caught_up(&self) {
+        if self.mode() != EnrichMode::On {
+            return;
+        }
+        let mut following = self.0.following.subscribe();
+        let mut bus = self.0.bus.state();
+        tokio::select! {
+            _ = following.wait_for(|following| matches!(following, Following::CaughtUp | Following::Unfit(_))) => {}
+            _ = bus.wait_for(|state| !matches!(state, BusState::Up | BusState::Connecting)) => {}
+            () = self.0.circuit.until(true) => {}
+        }
+    }
+
+    /// How the projection does.
+    pub fn following(&self) -> watch::Receiver<Following> {
+        self.0.following.subscribe()
+    }
+
+    /// Probes the store while it is away. Does not end.
+    pub async fn probe_store(self) {
+        let probe = [Name::note("probe")];
+        let mut backoff = Backoff::new(FIRST_PROBE, LONGEST_PROBE);
+        loop {
+            self.0.circuit.until(true).await;
+            // Whoever waits for something to be written need not any longer.
+            self.0.changed.notify_one();
+            tokio::time::sleep(backoff.next_wait()).await;
+            if self.0.store.get_many(&probe, self.0.config.timeout).await.is_ok() {
+                self.0.circuit.close();
+                backoff.reset();
+            }
+        }
+    }
+
+    /// What the probes show.
+    pub fn parts(&self) -> Vec<Arc<dyn Part>> {
+        match self.mode() {
+            EnrichMode::Off => Vec::new(),
+            EnrichMode::DryRun => vec![Arc::new(StorePart(self.clone()))],
+            EnrichMode::On => {
+                vec![Arc::new(projection::ProjectionPart(self.clone())), Arc::new(StorePart(self.clone()))]
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries what the table counted over to the series.
+    fn show(&self, table: &mut Table) {
+        self.metrics.bad_values.inc_by(table.take_bad_values());
+        let lost = table.take_lost();
+        if lost > 0 {
+            self.metrics.lost.inc_by(lost);
+            tracing::error!(events = lost, "events are gone from the stream before they were counted");
+        }
+        self.metrics.cached.set(gauge(table.len() as u64));
+        self.metrics.dirty.set(gauge(table.dirty() as u64));
+    }
+}
+
+/// The store as the probes see it.
+struct StorePart(Users);
+
+impl Part for StorePart {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.0.0.circuit.is_open()
+    }
+
+    fn describe(&self) -> Value {
+        json!({ "state": if self.0.0.circuit.is_open() { "away" } else { "up" } })
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,265 @@
+//! The flush writes users behind: when they fall quiet, at the latest after a while, and all of them at the end. And
+//! `countedTo`, the one note of how far everything is counted, from which any start on any machine goes on.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::meet::identify;
+use super::table::Flushing;
+use super::{PATIENCE, Shared, Users, gauge};
+use crate::store::document::{shown_time, write_counts, write_history};
+use crate::store::{Condition, Document, Fields, Name, StoreError, Version, Write, WriteRefusal};
+
+/// How often users are looked through.
+const SHORTEST_TURN: Duration = Duration::from_millis(100);
+const LONGEST_TURN: Duration = Duration::from_secs(1);
+
+/// Users written at a time.
+const GROUP: usize = 400;
+
+/// `countedTo` is written at most this often.
+const NOTE_PERIOD: Duration = Duration::from_mins(1);
+
+/// At the end: how long the projection is waited for.
+const LAST_NOTES: Duration = Duration::from_secs(1);
+
+/// What the store says of how far the present stream is counted.
+#[derive(Debug, Default)]
+pub(super) struct CountedTo {
+    stream: String,
+    position: u64,
+    /// Of the note; `None`: there is none yet.
+    version: Option<Version>,
+    written_at: Timestamp,
+}
+
+/// Why it is not known how far the stream is counted.
+pub(super) enum NotKnown {
+    /// The store does not say.
+    Away,
+    /// It is counted for instances that publish to another subject.
+    AnotherSubject(String),
+}
+
+impl Users {
+    /// Writes users behind. Does not end.
+    pub async fn flush_behind(self) {
+        let shared = &*self.0;
+        let turn = (shared.config.flush_idle / 4).clamp(SHORTEST_TURN, LONGEST_TURN);
+        loop {
+            let is_short_of_memory = tokio::select! {
+                () = tokio::time::sleep(turn) => false,
+                () = shared.flush_now.notified() => true,
+            };
+            shared.flush_turn(is_short_of_memory).await;
+        }
+    }
+
+    /// Writes what is due now, and the note if its time has come.
+    pub async fn flush_due(&self) {
+        self.0.flush_turn(false).await;
+    }
+
+    /// Writes everything, at the end: whatever is acknowledged is waited for a moment, until the projection has it.
+    pub async fn finish(&self, deadline: Instant) {
+        let shared = &*self.0;
+        let last_notes = (Instant::now() + LAST_NOTES).min(deadline);
+        while shared.table().awaits_notes() && Instant::now() < last_notes {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        while shared.table().dirty() > 0 && !shared.circuit.is_open() && Instant::now() < deadline {
+            shared.flush(Duration::ZERO, Duration::ZERO, usize::MAX).await;
+            tokio::task::yield_now().await;
+        }
+        let left = shared.table().dirty();
+        if left > 0 {
+            tracing::warn!(users = left, "users were not written in time; they are counted at the next start");
+        }
+        if !shared.circuit.is_open() {
+            shared.write_note().await;
+        }
+    }
+}
+
+impl Shared {
+    async fn flush_turn(&self, is_short_of_memory: bool) {
+        if !self.circuit.is_open() {
+            if is_short_of_memory {
+                let most = (self.table().dirty() / 4).max(GROUP);
+                self.flush(Duration::ZERO, Duration::ZERO, most).await;
+            } else {
+                self.flush(self.config.flush_idle, self.config.flush_max, usize::MAX).await;
+            }
+            if self.is_note_due() {
+                self.write_note().await;
+            }
+        }
+        self.show(&mut self.table());
+        self.flushed.notify_waiters();
+    }
+
+    /// Writes users who are due, those who wait longest first.
+    async fn flush(&self, idle: Duration, longest: Duration, most: usize) {
+        let mut due = self.table().due(self.clock.now(), idle, longest);
+        due.truncate(most);
+        for group in due.chunks(GROUP) {
+            if self.circuit.is_open() {
+                return;
+            }
+            self.flush_group(group).await;
+        }
+    }
+
+    async fn flush_group(&self, group: &[Arc<str>]) {
+        let missing = self.table().missing(group.iter());
+        if !missing.is_empty() {
+            self.read(missing, PATIENCE).await;
+        }
+        let flushing: Vec<_> = {
+            let mut table = self.table();
+            group.iter().filter_map(|key| table.flush(key)).collect()
+        };
+        if flushing.is_empty() {
+            return;
+        }
+        let writes = flushing.iter().map(write).collect();
+        let written = self.store.write_many(writes, PATIENCE).await;
+        let mut table = self.table();
+        match written {
+            Ok(outcomes) => {
+                for (flushing, outcome) in flushing.into_iter().zip(outcomes) {
+                    self.settle_flush(&mut table, flushing, outcome);
+                }
+            }
+            Err(error) => {
+                flushing.iter().for_each(|flushing| table.not_flushed(&flushing.key));
+                self.circuit.trip(&error);
+            }
+        }
+        self.show(&mut table);
+    }
+
+    fn settle_flush(
+        &self,
+        table: &mut super::Table,
+        flushing: Flushing,
+        outcome: Result<Version, WriteRefusal>,
+    ) {
+        let error = match outcome {
+            Ok(version) => {
+                tracing::debug!(user_ref = %format_args!("users/{}", flushing.key), "user flushed");
+                let counted = table.flushed(flushing, version);
+                self.metrics.created.inc_by(u64::from(counted.is_new));
+                self.metrics.sessions.inc_by(counted.sessions);
+                return;
+            }
+            Err(WriteRefusal::Conflict) => return table.not_flushed(&flushing.key),
+            Err(WriteRefusal::Failed(error)) => error,
+        };
+        if !error.is_transient() {
+            tracing::error!(user_ref = %format_args!("users/{}", flushing.key), error = %error, "the user's document cannot be written");
+        }
+        table.postpone(&flushing.key, self.clock.now());
+    }
+
+    /// Up to where the stream is counted; `None` if nothing is.
+    pub(super) async fn counted_to(&self, stream: &str) -> Result<Option<u64>, NotKnown> {
+        let document = match self.store.get_many(&[Name::note(stream)], PATIENCE).await {
+            Ok(mut documents) => documents.pop().flatten(),
+            Err(error) => {
+                self.circuit.trip(&error);
+                return Err(NotKnown::Away);
+            }
+        };
+        if let Some(theirs) = document.as_ref().and_then(|document| document.fields.get("subject")?.as_str())
+            && theirs != self.subject
+        {
+            return Err(NotKnown::AnotherSubject(theirs.to_owned()));
+        }
+        let position = document.as_ref().and_then(position);
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        *counted = CountedTo {
+            stream: stream.to_owned(),
+            position: position.unwrap_or(0),
+            version: document.map(|document| document.version),
+            written_at: self.clock.now(),
+        };
+        self.metrics.counted_to.set(gauge(counted.position));
+        Ok(position)
+    }
+
+    /// The same as last read or written.
+    pub(super) fn counted_to_now(&self) -> u64 {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).position
+    }
+
+    fn is_note_due(&self) -> bool {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        counted.written_at = counted.written_at.min(now);
+        // Another stream's note is read before it is written.
+        now.duration_since(counted.written_at) >= jiff::SignedDuration::try_from(NOTE_PERIOD).unwrap_or_default()
+    }
+
+    /// Writes how far everything is counted, if that is further than before.
+    async fn write_note(&self) {
+        let Some((stream, position)) = self.table().counted_to() else { return };
+        let now = self.clock.now();
+        let condition = {
+            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            counted.written_at = now;
+            if *counted.stream != *stream || position <= counted.position {
+                return;
+            }
+            counted.version.map_or(Condition::Absent, Condition::At)
+        };
+        let mut fields = Fields::new();
+        fields.insert("countedTo".to_owned(), position.into());
+        fields.insert("at".to_owned(), shown_time(now));
+        fields.insert("subject".to_owned(), self.subject.as_str().into());
+        let write = Write { name: Name::note(&*stream), fields, condition };
+        let outcome = self.store.write_many(vec![write], PATIENCE).await.map(|mut outcomes| outcomes.pop());
+        match outcome {
+            Ok(Some(Ok(version))) => {
+                let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+                (counted.position, counted.version) = (position, Some(version));
+                self.metrics.counted_to.set(gauge(position));
+            }
+            Ok(Some(Err(WriteRefusal::Conflict))) => self.read_note(&stream).await,
+            Ok(Some(Err(WriteRefusal::Failed(error)))) => not_noted(&error),
+            Ok(None) => {}
+            Err(error) => {
+                not_noted(&error);
+                self.circuit.trip(&error);
+            }
+        }
+    }
+
+    /// Another instance wrote the note: it is read, and ours written when it is due again, if it says more.
+    async fn read_note(&self, stream: &str) {
+        if self.counted_to(stream).await.is_err() {
+            tracing::debug!("the note of how far the stream is counted could not be read");
+        }
+    }
+}
+
+fn not_noted(error: &StoreError) {
+    tracing::debug!(error = %error, "how far the stream is counted was not noted");
+}
+
+fn position(document: &Document) -> Option<u64> {
+    document.fields.get("countedTo")?.as_u64()
+}
+
+fn write(flushing: &Flushing) -> Write {
+    let mut fields = write_history(&flushing.user.history);
+    write_counts(&mut fields, &flushing.user);
+    if flushing.version.is_none() || flushing.profile.is_some() {
+        identify(&mut fields, &flushing.key, flushing.profile.as_ref());
+    }
+    let condition = flushing.version.map_or(Condition::Absent, Condition::At);
+    Write { name: Name::user(Arc::clone(&flushing.key)), fields, condition }
+}

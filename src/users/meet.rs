@@ -1,0 +1,213 @@
+//! Events meet their users, in order and in batches: read whom memory does not hold, write what must be decided first,
+//! fold.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::table::{Entered, Met, Opening, Visit};
+use super::{EnrichMode, Matched, Shared, Users};
+use crate::envelope::UnmatchedReason;
+use crate::store::document::{write_history, write_profile};
+use crate::store::{Condition, Fields, Name, Write, WriteRefusal, Version};
+use crate::envelope::id;
+
+/// How a meeting went.
+#[derive(Debug)]
+pub enum Meeting {
+    /// The event met its user.
+    Met(Met),
+    /// It did not.
+    Unmatched(UnmatchedReason),
+    /// With what is known of its user it cannot be published; it touched nothing.
+    TooLarge,
+}
+
+/// What stands in the way of the next event.
+enum Next {
+    Nothing,
+    Read,
+    Write,
+    Wait,
+}
+
+impl Users {
+    /// Lets events meet their users, in order. Answers for at least the first of them: an event that opens a session is
+    /// not decided before those in front of it are on their way.
+    ///
+    /// Waits for the store for no longer than `ENRICH_TIMEOUT`, and not at all once it failed: then events flow on
+    /// unmatched, and are counted when it answers again.
+    pub async fn meet(&self, visits: &[Visit]) -> Vec<Meeting> {
+        let shared = &*self.0;
+        let mut deadline = Instant::now() + shared.config.timeout;
+        let mut met = Vec::with_capacity(visits.len());
+        loop {
+            shared.read_missing(&visits[met.len()..], deadline).await;
+            if shared.config.mode == EnrichMode::DryRun {
+                shared.imagine(visits, &mut met);
+                return met;
+            }
+            let next = shared.enter(visits, &mut met);
+            match next {
+                Next::Nothing => return met,
+                Next::Wait if !met.is_empty() => return met,
+                Next::Wait => {
+                    let began = Instant::now();
+                    shared.changed.notified().await;
+                    // That was not the store's time.
+                    deadline += began.elapsed();
+                }
+                Next::Read => {}
+                Next::Write => shared.write_openings(&visits[met.len()..], deadline).await,
+            }
+        }
+    }
+
+    /// Reads whom memory does not hold, ahead of their meeting.
+    pub async fn expect(&self, visits: &[Visit]) {
+        self.0.read_missing(visits, Instant::now() + self.0.config.timeout).await;
+    }
+}
+
+impl Shared {
+    async fn read_missing(&self, visits: &[Visit], deadline: Instant) {
+        if self.circuit.is_open() {
+            return;
+        }
+        let missing = self.table().missing(visits.iter().map(|visit| &visit.key));
+        if missing.is_empty() {
+            return;
+        }
+        self.read(missing, deadline.saturating_duration_since(Instant::now())).await;
+    }
+
+    /// Reads users into the table; a failure opens the circuit.
+    pub(super) async fn read(&self, keys: Vec<Arc<str>>, within: std::time::Duration) {
+        let names: Vec<_> = keys.into_iter().map(Name::user).collect();
+        match self.store.get_many(&names, within).await {
+            Ok(documents) => {
+                let mut table = self.table();
+                for (name, document) in names.iter().zip(&documents) {
+                    tracing::debug!(user_ref = %name, exists = document.is_some(), "user loaded");
+                    table.loaded(&name.id, document.as_ref());
+                }
+                self.show(&mut table);
+            }
+            Err(error) => self.circuit.trip(&error),
+        }
+    }
+
+    /// Folds events as far as nothing stands in the way.
+    fn enter(&self, visits: &[Visit], met: &mut Vec<Meeting>) -> Next {
+        let is_away = self.circuit.is_open();
+        let mut table = self.table();
+        for visit in &visits[met.len()..] {
+            let meeting = match table.enter(visit, is_away) {
+                Entered::Met(known) => {
+                    self.metrics.first_messages.inc_by(u64::from(known.folded.tags.first_alltime));
+                    Meeting::Met(known)
+                }
+                Entered::TooLarge => Meeting::TooLarge,
+                Entered::Unknown | Entered::NeedsWrite | Entered::Refused if is_away => self.passed(&mut table, visit),
+                Entered::Refused => self.passed(&mut table, visit),
+                Entered::Unknown => return Next::Read,
+                Entered::NeedsWrite => return Next::Write,
+                Entered::MustWait => return Next::Wait,
+            };
+            self.count(&meeting);
+            met.push(meeting);
+        }
+        Next::Nothing
+    }
+
+    fn passed(&self, table: &mut super::Table, visit: &Visit) -> Meeting {
+        table.pass(visit);
+        Meeting::Unmatched(UnmatchedReason::StoreUnavailable)
+    }
+
+    fn count(&self, meeting: &Meeting) {
+        match meeting {
+            Meeting::Met(_) => self.metrics.enriched.of(Matched::True).inc(),
+            Meeting::Unmatched(_) => self.metrics.enriched.of(Matched::False).inc(),
+            Meeting::TooLarge => {}
+        }
+    }
+
+    /// On paper: what would be written is logged, and remembered until the user leaves memory.
+    fn imagine(&self, visits: &[Visit], met: &mut Vec<Meeting>) {
+        let mut table = self.table();
+        for visit in visits {
+            if let Some(folded) = table.imagine(visit) {
+                let tags: Vec<_> = folded.tags.names().collect();
+                tracing::debug!(user_ref = %format_args!("users/{}", visit.key), event_id = %visit.seen.id, ?tags, opens = folded.opens, "dry run: nothing is written");
+            }
+            let meeting = Meeting::Unmatched(UnmatchedReason::DryRun);
+            self.count(&meeting);
+            met.push(meeting);
+        }
+    }
+
+    /// Writes first sights and openings through. Whatever is not certain afterwards is read again.
+    async fn write_openings(&self, visits: &[Visit], deadline: Instant) {
+        let openings = self.table().openings(visits.iter());
+        let writes: Vec<_> = openings.iter().map(write).collect();
+        let within = deadline.saturating_duration_since(Instant::now());
+        match self.store.write_many(writes, within).await {
+            Ok(outcomes) => {
+                let mut table = self.table();
+                for (opening, outcome) in openings.into_iter().zip(outcomes) {
+                    self.settle(&mut table, opening, outcome);
+                }
+            }
+            Err(error) => {
+                let mut table = self.table();
+                for opening in &openings {
+                    table.forget_base(&opening.key);
+                }
+                self.circuit.trip(&error);
+            }
+        }
+    }
+
+    fn settle(&self, table: &mut super::Table, opening: Opening, outcome: Result<Version, WriteRefusal>) {
+        match outcome {
+            Ok(version) => {
+                let is_new = opening.version.is_none();
+                self.metrics.created.inc_by(u64::from(is_new));
+                self.metrics.sessions.inc_by(u64::from(!is_new || opening.history.session_count > 0));
+                if is_new {
+                    tracing::debug!(user_ref = %format_args!("users/{}", opening.key), "user created");
+                }
+                table.opened(opening, version);
+            }
+            Err(WriteRefusal::Conflict) => table.forget_base(&opening.key),
+            Err(WriteRefusal::Failed(error)) if error.is_transient() => {
+                table.forget_base(&opening.key);
+                self.circuit.trip(&error);
+            }
+            Err(WriteRefusal::Failed(error)) => {
+                tracing::error!(user_ref = %format_args!("users/{}", opening.key), error = %error, "the user's document cannot be written");
+                table.refuse(&opening.key);
+            }
+        }
+    }
+}
+
+fn write(opening: &Opening) -> Write {
+    let mut fields = write_history(&opening.history);
+    let condition = match opening.version {
+        None => {
+            identify(&mut fields, &opening.key, opening.profile.as_ref());
+            Condition::Absent
+        }
+        Some(version) => Condition::At(version),
+    };
+    Write { name: Name::user(Arc::clone(&opening.key)), fields, condition }
+}
+
+/// Adds whom the document is of.
+pub(super) fn identify(fields: &mut Fields, key: &str, profile: Option<&crate::store::document::Profile>) {
+    if let Some((provider, user_id)) = id::user_of_key(key) {
+        write_profile(fields, &provider, &user_id, profile);
+    }
+}

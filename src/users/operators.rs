@@ -1,0 +1,43 @@
+//! Operators edit documents beside us. One listener hears of it, so that a note stands in the user's next envelope
+//! without a read for every message.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+
+use super::Users;
+use crate::retry::Backoff;
+
+/// Operators' clocks differ from ours, and a listener hears nothing while it is not attached: it asks for this much more
+/// than it seems to need.
+const MARGIN: Duration = Duration::from_mins(5);
+
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+impl Users {
+    /// Follows what operators change. Does not end.
+    pub async fn follow_operators(self) {
+        let shared = &*self.0;
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut attached_at = shared.clock.now();
+        loop {
+            shared.circuit.until(false).await;
+            match shared.store.edits(attached_at - MARGIN).await {
+                Ok(mut edits) => {
+                    while let Some(Ok(changed)) = edits.next().await {
+                        attached_at = shared.clock.now();
+                        backoff.reset();
+                        let mut table = shared.table();
+                        for (name, document) in &changed {
+                            table.edited(&name.id, document);
+                        }
+                    }
+                    tracing::debug!("the listener for operators' edits was interrupted");
+                }
+                Err(error) => tracing::debug!(error = %error, "operators' edits cannot be followed now"),
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! The users in memory. For each: the base, which is the document as last read or written, and the events that it does
+//! not count yet, first those the projection has noted, in stream order, then those in flight. Folding the ones over
+//! the other gives the head, which decides tags.
+//!
+//! Everything here is done under one lock and waits for nothing.
+
+mod entry;
+mod flush;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::fold::{Folded, Seen, fold};
+use crate::store::document::{History, Operator, Profile, User};
+use crate::store::{Document, Version, document};
+use entry::{Base, Entry, InFlight, Known, Noted};
+
+pub(super) use flush::Flushing;
+
+/// Users by key.
+pub(super) struct Table {
+    entries: HashMap<Arc<str>, Entry>,
+    /// Keys in the order in which they are considered for eviction.
+    ring: VecDeque<Arc<str>>,
+    /// Users with noted events: those to be written.
+    dirty: HashSet<Arc<str>>,
+    /// Noted events of all users.
+    noted: usize,
+    /// Acknowledged events that the projection has not brought, by position.
+    acked: BTreeMap<u64, Arc<str>>,
+    /// Streams followed in this run; the last one now.
+    streams: Vec<Stream>,
+    gap: Duration,
+    most_users: usize,
+    bad_values: u64,
+    lost: u64,
+}
+
+/// How far a stream has been followed.
+struct Stream {
+    identity: Arc<str>,
+    /// Everything up to it was counted before this run began to follow.
+    began_at: u64,
+    /// The projection's position.
+    position: u64,
+}
+
+/// What a user's own event is told.
+#[derive(Debug)]
+pub(super) enum Entered {
+    /// It is folded; it may be published.
+    Met(Met),
+    /// Its user is not in memory.
+    Unknown,
+    /// Its first sight or its opening has to be written first.
+    NeedsWrite,
+    /// It opens a session, and earlier events of its user are on their way.
+    MustWait,
+    /// Its user's document cannot be written.
+    Refused,
+    /// With what the document says of the user, it would be too large.
+    TooLarge,
+}
+
+/// What an event finds out about its user.
+#[derive(Debug, Clone)]
+pub struct Met {
+    /// Tags, session.
+    pub folded: Folded,
+    /// What operators say.
+    pub operator: Option<Arc<Operator>>,
+}
+
+/// An event that comes to meet its user.
+#[derive(Debug)]
+pub struct Visit {
+    /// Key of the user's document.
+    pub key: Arc<str>,
+    /// The event.
+    pub seen: Seen,
+    /// By how many bytes its envelope may grow.
+    pub room: usize,
+    /// What the platform says of the user.
+    pub profile: Profile,
+}
+
+/// A first sight or an opening, to be written before its event is published.
+pub(super) struct Opening {
+    pub(super) key: Arc<str>,
+    /// `None`: the document does not exist.
+    pub(super) version: Option<Version>,
+    pub(super) history: History,
+    pub(super) profile: Option<Profile>,
+}
+
+impl Table {
+    pub(super) fn new(gap: Duration, most_users: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            ring: VecDeque::new(),
+            dirty: HashSet::new(),
+            noted: 0,
+            acked: BTreeMap::new(),
+            streams: Vec::new(),
+            gap,
+            most_users,
+            bad_values: 0,
+            lost: 0,
+        }
+    }
+
+    /// Users in memory.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Users to be written.
+    pub(super) fn dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Events noted and not written.
+    pub(super) fn noted(&self) -> usize {
+        self.noted
+    }
+
+    /// Stored values of the wrong shape since this was last asked.
+    pub(super) fn take_bad_values(&mut self) -> u64 {
+        std::mem::take(&mut self.bad_values)
+    }
+
+    /// Counts given up since this was last asked.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Those of `keys` that have to be read, each once.
+    pub(super) fn missing<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
+        let mut asked = HashSet::new();
+        let is_missing =
+            |key: &&Arc<str>| self.entries.get(*key).is_none_or(|entry| matches!(entry.base, Base::Unknown));
+        keys.filter(is_missing).filter(|key| asked.insert(Arc::clone(key))).cloned().collect()
+    }
+
+    /// Takes in what was read; older than what is known is nothing new. Whatever its `applied` covers is no longer
+    /// pending.
+    pub(super) fn loaded(&mut self, key: &Arc<str>, document: Option<&Document>) {
+        let base = match document {
+            None => Base::Absent,
+            Some(document) => {
+                let (user, bad) = document::read_user(&document.fields);
+                if !bad.is_empty() {
+                    self.bad_values += bad.len() as u64;
+                    tracing::warn!(user_ref = %format_args!("users/{key}"), fields = ?bad, "stored values of the wrong shape are taken for absent");
+                }
+                Base::Known(Box::new(Known { user, version: document.version }))
+            }
+        };
+        let is_news = match (&self.entry(key).base, document) {
+            (Base::Unknown, _) | (Base::Absent, Some(_)) => true,
+            (Base::Known(known), Some(document)) => known.version < document.version,
+            // Asked before it was written.
+            (Base::Absent | Base::Known(_), None) => false,
+        };
+        if is_news {
+            self.rebase(key, base);
+        }
+    }
+
+    /// An operator changed a document. Users not in memory are read when they come.
+    pub(super) fn edited(&mut self, key: &Arc<str>, document: &Document) {
+        if self.entries.get(key).is_some_and(|entry| !matches!(entry.base, Base::Unknown)) {
+            self.loaded(key, Some(document));
+        }
+    }
+
+    /// What is known of the user may be out of date: a write had no answer, or somebody else wrote.
+    pub(super) fn forget_base(&mut self, key: &Arc<str>) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.base = Base::Unknown;
+            entry.head = None;
+        }
+    }
+
+    fn rebase(&mut self, key: &Arc<str>, base: Base) {
+        let Self { entries, streams, dirty, noted, .. } = self;
+        let Some(entry) = entries.get_mut(key) else { return };
+        entry.base = base;
+        entry.head = None;
+        entry.is_refused = false;
+        let before = entry.noted.len();
+        entry.drop_covered(streams);
+        *noted -= before - entry.noted.len();
+        if entry.noted.is_empty() {
+            dirty.remove(key);
+        }
+    }
+
+    /// One of this instance's own events meets its user, and is in flight from here on. `is_away`: nothing can be
+    /// written, so that what must be, cannot be decided.
+    pub(super) fn enter(&mut self, visit: &Visit, is_away: bool) -> Entered {
+        let gap = self.gap;
+        let entry = self.entry(&visit.key);
+        entry.is_recent = true;
+        let operator = match &entry.base {
+            Base::Unknown => return Entered::Unknown,
+            Base::Absent => None,
+            Base::Known(known) => known.user.operator.clone(),
+        };
+        if operator.as_ref().is_some_and(|operator| operator.size() > visit.room) {
+            return Entered::TooLarge;
+        }
+        let (history, folded, is_known) = entry.fold_over_head(&visit.key, &visit.seen, gap);
+        let is_absent = matches!(entry.base, Base::Absent);
+        if is_absent || folded.opens {
+            return if entry.is_refused {
+                Entered::Refused
+            } else if !is_absent && !is_away && entry.has_under_way(visit.seen.id) {
+                Entered::MustWait
+            } else {
+                Entered::NeedsWrite
+            };
+        }
+        entry.own(visit);
+        if !is_known {
+            entry.in_flight.push(InFlight { seen: visit.seen, acked: None });
+            entry.head = Some(Box::new(history));
+        }
+        Entered::Met(Met { folded, operator })
+    }
+
+    /// An event flows without having met its user. It is in flight all the same, and counted later.
+    pub(super) fn pass(&mut self, visit: &Visit) {
+        let entry = self.entry(&visit.key);
+        entry.is_recent = true;
+        entry.own(visit);
+        if !entry.has_pending(visit.seen.id) {
+            entry.in_flight.push(InFlight { seen: visit.seen, acked: None });
+            entry.head = None;
+        }
+    }
+
+    /// What must be written for as many of `visits`, from the front, as can be decided now: at most one for each user.
+    pub(super) fn openings<'a>(&mut self, visits: impl Iterator<Item = &'a Visit>) -> Vec<Opening> {
+        let gap = self.gap;
+        let mut seen_here: HashSet<&Arc<str>> = HashSet::new();
+        let mut openings = Vec::new();
+        for visit in visits {
+            // A second event of the same user is decided when the first one is.
+            if !seen_here.insert(&visit.key) {
+                continue;
+            }
+            let Some(entry) = self.entries.get_mut(&visit.key) else { continue };
+            let version = match &entry.base {
+                Base::Unknown => continue,
+                Base::Absent => None,
+                Base::Known(known) => Some(known.version),
+            };
+            let (history, folded, _) = entry.fold_over_head(&visit.key, &visit.seen, gap);
+            let is_due = version.is_none() || folded.opens && !entry.has_under_way(visit.seen.id);
+            if is_due {
+                let profile = version.is_none().then(|| visit.profile.clone());
+                openings.push(Opening { key: Arc::clone(&visit.key), version, history, profile });
+            }
+        }
+        openings
+    }
+
+    /// The opening was written.
+    pub(super) fn opened(&mut self, opening: Opening, version: Version) {
+        let Opening { key, history, .. } = opening;
+        let Some(entry) = self.entries.get(&key) else { return };
+        let mut user = match &entry.base {
+            Base::Known(known) if known.version > version => return,
+            Base::Known(known) => known.user.clone(),
+            Base::Unknown | Base::Absent => User::default(),
+        };
+        user.history = history;
+        self.rebase(&key, Base::Known(Box::new(Known { user, version })));
+    }
+
+    /// The store refuses to write the document; it is not asked to again until the user is read anew.
+    pub(super) fn refuse(&mut self, key: &Arc<str>) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.is_refused = true;
+        }
+    }
+
+    /// An event met its user on paper alone: nothing is pending, nothing will be written.
+    pub(super) fn imagine(&mut self, visit: &Visit) -> Option<Folded> {
+        let gap = self.gap;
+        let entry = self.entry(&visit.key);
+        entry.is_recent = true;
+        if matches!(entry.base, Base::Unknown) {
+            return None;
+        }
+        let (history, folded, _) = entry.fold_over_head(&visit.key, &visit.seen, gap);
+        let (mut user, version) = match std::mem::replace(&mut entry.base, Base::Unknown) {
+            Base::Known(known) => (known.user, known.version),
+            Base::Unknown | Base::Absent => (User::default(), Version(0)),
+        };
+        user.history = history;
+        entry.base = Base::Known(Box::new(Known { user, version }));
+        Some(folded)
+    }
+
+    /// The stream has an event of this instance at `position`.
+    pub(super) fn acked(&mut self, key: &Arc<str>, id: Uuid, position: u64) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(event) = entry.in_flight.iter_mut().find(|event| event.seen.id == id) else { return };
+        event.acked = Some(position);
+        self.acked.insert(position, Arc::clone(key));
+        if self.streams.last().is_some_and(|stream| position <= stream.position) {
+            self.settle_up_to(position);
+        }
+    }
+
+    /// The projection stands beyond what is acknowledged up to here, and did not note it: it was counted before, or the
+    /// stream dropped it.
+    fn settle_up_to(&mut self, position: u64) {
+        while let Some(first) = self.acked.first_entry().filter(|first| *first.key() <= position) {
+            let (position, key) = first.remove_entry();
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            let before = entry.in_flight.len();
+            entry.take_in_flight(|event| event.acked == Some(position));
+            if let Some(stream) = self.streams.last().filter(|_| entry.in_flight.len() < before) {
+                let is_lost =
+                    position > stream.began_at && entry.covers(&stream.identity, position) == Some(false);
+                self.lost += u64::from(is_lost);
+            }
+        }
+    }
+
+    /// An event of this instance became a dead letter: it touches no count.
+    pub(super) fn dead_lettered(&mut self, key: &Arc<str>, id: Uuid) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.take_in_flight(|event| event.seen.id == id);
+        }
+    }
+
+    /// Where the present stream is known to hold an event.
+    pub(super) fn position_of(&self, key: &Arc<str>, id: Uuid) -> Option<u64> {
+        let stream = self.streams.len().checked_sub(1)?;
+        let noted = &self.entries.get(key)?.noted;
+        noted.iter().find(|noted| noted.seen.id == id && noted.stream == stream).map(|noted| noted.position)
+    }
+
+    /// The projection brings an event.
+    pub(super) fn note(&mut self, key: &Arc<str>, seen: Seen, position: u64, now: Timestamp) {
+        let Some(stream) = self.streams.len().checked_sub(1) else { return };
+        self.entry(key);
+        let Self { entries, streams, dirty, noted, acked, gap, .. } = self;
+        let Some(entry) = entries.get_mut(key) else { return };
+        let under_way = entry.in_flight.iter().position(|event| event.seen.id == seen.id);
+        let head = entry.head.take();
+        if under_way.is_some() {
+            entry.take_in_flight(|event| event.seen.id == seen.id);
+            acked.remove(&position);
+        }
+        if entry.covers(&streams[stream].identity, position) == Some(true) {
+            entry.head = head.filter(|_| under_way.is_none());
+            return;
+        }
+        entry.head = match (head, under_way) {
+            // The first in flight becomes the last noted: the order is the same, and so is the head.
+            (head, Some(0)) => head,
+            (Some(head), None) if entry.in_flight.is_empty() => {
+                Some(Box::new(fold(key, entry.as_first(*head, seen.id), &seen, *gap).0))
+            }
+            _ => None,
+        };
+        entry.first_noted_at = if entry.noted.is_empty() { now } else { entry.first_noted_at };
+        entry.last_noted_at = now;
+        entry.noted.push(Noted { seen, stream, position });
+        *noted += 1;
+        dirty.insert(Arc::clone(key));
+    }
+
+    /// Whether the user is in memory, read or not.
+    pub(super) fn holds(&self, key: &Arc<str>) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// The stream dropped this many positions before they were noted.
+    pub(super) fn lose(&mut self, positions: u64) {
+        self.lost += positions;
+    }
+
+    /// The projection stands here: everything up to it was noted.
+    pub(super) fn followed_to(&mut self, position: u64) {
+        if let Some(stream) = self.streams.last_mut() {
+            stream.position = stream.position.max(position);
+        }
+        self.settle_up_to(position);
+    }
+
+    /// The projection begins to follow a stream behind `counted_to`, for the first time or anew. What another stream
+    /// before it acknowledged, and nobody noted, is given up; what is acknowledged up to there is counted.
+    pub(super) fn begin(&mut self, identity: &str, counted_to: u64) {
+        let is_another = self.streams.last().is_some_and(|stream| *stream.identity != *identity);
+        if self.streams.is_empty() || is_another {
+            let stream = Stream { identity: identity.into(), began_at: counted_to, position: counted_to };
+            self.streams.push(stream);
+        }
+        let mut given_up = 0;
+        for entry in self.entries.values_mut() {
+            let before = entry.in_flight.len();
+            entry.take_in_flight(|event| {
+                event.acked.is_some_and(|position| is_another || position <= counted_to)
+            });
+            given_up += (before - entry.in_flight.len()) as u64;
+        }
+        self.acked = if is_another { BTreeMap::new() } else { self.acked.split_off(&(counted_to + 1)) };
+        self.lost += if is_another { given_up } else { 0 };
+    }
+
+    /// Memory is at its end and the store away: everything noted of the present stream is forgotten, to be read again
+    /// from behind `counted_to`.
+    pub(super) fn go_back_to(&mut self, counted_to: u64) {
+        let Some(current) = self.streams.len().checked_sub(1) else { return };
+        let identity = Arc::clone(&self.streams[current].identity);
+        self.streams[current].position = counted_to;
+        self.streams[current].began_at = self.streams[current].began_at.min(counted_to);
+        let Self { entries, dirty, noted, .. } = self;
+        dirty.retain(|key| {
+            let Some(entry) = entries.get_mut(key) else { return false };
+            let before = entry.noted.len();
+            entry.noted.retain(|event| event.stream != current);
+            entry.noted.shrink_to_fit();
+            entry.head = None;
+            *noted -= before - entry.noted.len();
+            !entry.noted.is_empty()
+        });
+        self.begin(&identity, counted_to);
+    }
+
+    /// The projection's position in the present stream, and its identity.
+    pub(super) fn position(&self) -> Option<(Arc<str>, u64)> {
+        self.streams.last().map(|stream| (Arc::clone(&stream.identity), stream.position))
+    }
+
+    /// Up to where everything in the present stream is counted in every user.
+    pub(super) fn counted_to(&self) -> Option<(Arc<str>, u64)> {
+        let current = self.streams.len().checked_sub(1)?;
+        let first_uncounted = |key: &Arc<str>| {
+            let noted = &self.entries.get(key)?.noted;
+            noted.iter().find(|noted| noted.stream == current).map(|noted| noted.position - 1)
+        };
+        let stream = &self.streams[current];
+        let to = self.dirty.iter().filter_map(first_uncounted).min().unwrap_or(stream.position);
+        Some((Arc::clone(&stream.identity), to.min(stream.position)))
+    }
+
+    /// Whether an acknowledged event has not been noted yet.
+    pub(super) fn awaits_notes(&self) -> bool {
+        !self.acked.is_empty()
+    }
+
+    fn entry(&mut self, key: &Arc<str>) -> &mut Entry {
+        if !self.entries.contains_key(key) {
+            self.make_room();
+            self.entries.insert(Arc::clone(key), Entry::default());
+            self.ring.push_back(Arc::clone(key));
+        }
+        self.entries.entry(Arc::clone(key)).or_default()
+    }
+
+    /// Second chance: of those that nothing is pending of, the first that was not used since it was last looked at.
+    fn make_room(&mut self) {
+        let mut looks = 16.max(self.entries.len().saturating_sub(self.most_users) * 2);
+        while self.entries.len() >= self.most_users && looks > 0 {
+            looks -= 1;
+            let Some(key) = self.ring.pop_front() else { return };
+            match self.entries.get_mut(&key) {
+                Some(entry) if entry.is_recent || entry.is_needed() => {
+                    entry.is_recent = false;
+                    self.ring.push_back(key);
+                }
+                Some(_) => drop(self.entries.remove(&key)),
+                None => {}
+            }
+        }
+    }
+}
