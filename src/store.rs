@@ -6,15 +6,25 @@
 //! document stays as it is.
 
 pub mod document;
+pub mod embedded;
+pub mod firestore;
+pub mod measured;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
+use clap::Args;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+use self::embedded::{EmbeddedStore, EmbeddedStoreError};
+use self::firestore::{FirestoreArgs, FirestoreConfig, FirestoreStore};
+use crate::settings::{Environment, Problems};
 
 /// Fields by name. Times are RFC 3339 strings, in fields that [`document::is_time`] names. A name with a dot in it
 /// (`profiles.twitch`) is a path: what stands beside it in the same map stays.
@@ -27,14 +37,16 @@ pub trait DocumentStore: Send + Sync {
     fn get_many<'a>(&'a self, names: &'a [Name]) -> BoxFuture<'a, Result<Vec<Option<Document>>, StoreError>>;
 
     /// Writes documents, each on its own: outcomes come in the order of `writes`. No document may be in it twice.
-    /// An error of the whole leaves unknown what was written, and so does dropping the future.
+    /// An error of the whole leaves unknown what was written, and so does dropping the future; a transient
+    /// [`WriteRefusal::Failed`] leaves it unknown of that document.
     fn write_many(
         &self,
         writes: Vec<Write>,
     ) -> BoxFuture<'_, Result<Vec<Result<Version, WriteRefusal>>, StoreError>>;
 
     /// Users whose `operatorUpdatedAt` is later than `since`: those that there are, then every change, until an
-    /// error ends it.
+    /// error ends it. Nothing that is written after this was answered is missed; a document may come again, also
+    /// for another change than an operator's.
     fn edits(&self, since: Timestamp) -> BoxFuture<'_, Result<Edits, StoreError>>;
 }
 
@@ -134,7 +146,7 @@ pub enum WriteRefusal {
 }
 
 /// Why a store did not do what it was asked.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum StoreError {
     /// Not reachable, overloaded, or it did not answer in time: it will pass.
     #[error("the store is away: {0}")]
@@ -155,6 +167,139 @@ impl StoreError {
         match self {
             Self::Away(_) => true,
             Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// Settings of the user store.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "User store")]
+pub struct StoreArgs {
+    /// `firestore` or `embedded`; left out: `firestore` if a project or an emulator is set, else `embedded`
+    #[arg(long, env)]
+    user_store_driver: Option<String>,
+    #[command(flatten)]
+    firestore: FirestoreArgs,
+}
+
+/// Which store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreDriver {
+    /// A file in `DATA_DIR`.
+    Embedded,
+    /// Cloud Firestore.
+    Firestore,
+}
+
+impl fmt::Display for StoreDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Embedded => "embedded",
+            Self::Firestore => "firestore",
+        })
+    }
+}
+
+/// Checked settings of the user store.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoreConfig {
+    /// The driver.
+    #[serde(rename = "USER_STORE_DRIVER")]
+    pub driver: StoreDriver,
+    /// Firestore; `None` when the driver is another.
+    #[serde(flatten)]
+    pub firestore: Option<FirestoreConfig>,
+}
+
+impl StoreArgs {
+    /// Checks the settings.
+    pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<StoreConfig> {
+        let firestore = self.firestore.check(environment, problems);
+        let is_somewhere = self.firestore.is_set();
+        let driver =
+            problems.parse_optional(
+                "USER_STORE_DRIVER",
+                self.user_store_driver.as_ref(),
+                |text| match text {
+                    "firestore" if !is_somewhere => Err(
+                        "is firestore, but neither GOOGLE_CLOUD_PROJECT nor FIRESTORE_EMULATOR_HOST is set"
+                            .to_owned(),
+                    ),
+                    "firestore" => Ok(StoreDriver::Firestore),
+                    "embedded" => Ok(StoreDriver::Embedded),
+                    _ => Err(format!("{text:?} is neither firestore nor embedded")),
+                },
+            );
+        let usual = if is_somewhere { StoreDriver::Firestore } else { StoreDriver::Embedded };
+        let driver = driver?.unwrap_or(usual);
+        Some(StoreConfig {
+            driver,
+            firestore: if driver == StoreDriver::Firestore { firestore? } else { None },
+        })
+    }
+}
+
+/// The store of these settings; the embedded one is in `folder`. Needs a runtime. Whether Firestore answers shows
+/// at the first call, so that a start without it succeeds.
+pub fn open(config: &StoreConfig, folder: &Path) -> Result<Arc<dyn DocumentStore>, EmbeddedStoreError> {
+    match &config.firestore {
+        Some(firestore) => Ok(Arc::new(FirestoreStore::new(firestore))),
+        None => Ok(Arc::new(EmbeddedStore::open(folder)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Flags as a user gives them; the process's own environment does not count.
+    fn check(flags: [Option<&str>; 4]) -> Result<Value, Vec<String>> {
+        let [user_store_driver, project, database, emulator] = flags.map(|flag| flag.map(str::to_owned));
+        let args =
+            StoreArgs { user_store_driver, firestore: FirestoreArgs::new(project, database, emulator) };
+        let mut problems = Problems::default();
+        match args.check(&Environment::default(), &mut problems) {
+            Some(config) if problems.lines().is_empty() => Ok(json!(config)),
+            _ => Err(problems.lines().to_vec()),
+        }
+    }
+
+    #[test]
+    fn the_driver_follows_what_is_set() {
+        assert_eq!(check([None; 4]), Ok(json!({ "USER_STORE_DRIVER": "embedded" })));
+        assert_eq!(
+            check([None, Some("p-1"), None, Some("")]),
+            Ok(json!({
+                "USER_STORE_DRIVER": "firestore", "GOOGLE_CLOUD_PROJECT": "p-1",
+                "FIREBASE_DATABASE_ID": "(default)", "FIRESTORE_EMULATOR_HOST": null,
+            }))
+        );
+        assert_eq!(
+            check([None, None, Some("people"), Some("http://localhost:8900")]),
+            Ok(json!({
+                "USER_STORE_DRIVER": "firestore", "GOOGLE_CLOUD_PROJECT": "inlet-local",
+                "FIREBASE_DATABASE_ID": "people", "FIRESTORE_EMULATOR_HOST": "localhost:8900",
+            }))
+        );
+        let embedded = Ok(json!({ "USER_STORE_DRIVER": "embedded" }));
+        assert_eq!(check([Some("embedded"), Some("p-1"), None, None]), embedded);
+    }
+
+    #[test]
+    fn what_cannot_be_is_said() {
+        let problem = |flags| check(flags).unwrap_err().join("\n");
+        assert!(problem([Some("firestore"), None, None, None]).contains("neither GOOGLE_CLOUD_PROJECT nor"));
+        assert!(problem([Some("mongo"), None, None, None]).starts_with("USER_STORE_DRIVER: \"mongo\" is"));
+        assert!(problem([None, Some("a/b"), None, None]).starts_with("GOOGLE_CLOUD_PROJECT: "));
+        assert!(problem([None, Some("a"), Some("A b"), None]).starts_with("FIREBASE_DATABASE_ID: "));
+        for host in ["localhost", "http://", "localhost:port", "a/b:1", "localhost:8080/x"] {
+            assert!(
+                problem([None, None, None, Some(host)]).starts_with("FIRESTORE_EMULATOR_HOST: "),
+                "{host}"
+            );
         }
     }
 }

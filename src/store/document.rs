@@ -123,6 +123,11 @@ pub fn read_user(fields: &Fields) -> (User, Vec<&'static str>) {
     (User { history, message_count, applied, operator }, reader.bad)
 }
 
+/// When an operator last said to have changed the document, to the precision it is stored with.
+pub fn read_edited_at(fields: &Fields) -> Option<Timestamp> {
+    fields.get("operatorUpdatedAt")?.as_str()?.parse().ok()
+}
+
 struct Reader<'a> {
     fields: &'a Fields,
     bad: Vec<&'static str>,

@@ -1,0 +1,181 @@
+//! One HTTP/2 connection to Firestore, made when it is first needed and again when it was lost.
+
+use std::future::Future;
+use std::time::Duration;
+
+use firestore::gcloud_sdk::GoogleAuthHeaders;
+use firestore::gcloud_sdk::error::{Error as AuthError, ErrorKind};
+use firestore::gcloud_sdk::google::firestore::v1::firestore_client::FirestoreClient;
+use firestore::gcloud_sdk::tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use firestore::gcloud_sdk::tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use firestore::gcloud_sdk::tonic::{Code, Request, Response, Status};
+use tokio::sync::OnceCell;
+
+use super::FirestoreConfig;
+use crate::store::{Name, StoreError};
+use crate::telemetry::logs::with_causes;
+
+const HOST: &str = "firestore.googleapis.com";
+
+/// What the service account's token is good for.
+const SCOPE: &str = "https://www.googleapis.com/auth/datastore";
+
+/// What Google's own tools send an emulator: no security rule applies to its bearer.
+const OWNER: &str = "Bearer owner";
+
+/// Outer bound of each request; who asks waits for less.
+pub(super) const LONGEST_REQUEST: Duration = Duration::from_secs(10);
+
+const LONGEST_DIAL: Duration = Duration::from_secs(5);
+
+/// A connection that is silent for the first is asked, and given up when it does not answer within the second: a
+/// lost one is noticed within their sum, also by a listener, which may be silent for hours.
+const ASK_AFTER: Duration = Duration::from_secs(20);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
+
+/// Longest text of Firestore's own in a message.
+const LONGEST_MESSAGE: usize = 200;
+
+pub(super) type Client = FirestoreClient<Channel>;
+
+pub(super) struct Connection {
+    channel: Channel,
+    database: String,
+    /// Names the database to Google's front, which routes by it.
+    prefix: Option<MetadataValue<Ascii>>,
+    /// `None` with an emulator. Looked up at the first call: the metadata server may come up after us.
+    credentials: Option<OnceCell<GoogleAuthHeaders>>,
+}
+
+impl Connection {
+    pub(super) fn new(config: &FirestoreConfig) -> Self {
+        let endpoint = match &config.emulator {
+            Some(host) => Endpoint::from_shared(format!("http://{host}")),
+            None => Endpoint::from_shared(format!("https://{HOST}")).and_then(|endpoint| {
+                endpoint.tls_config(ClientTlsConfig::new().with_webpki_roots().domain_name(HOST))
+            }),
+        };
+        // What the settings let through is a URL, so this is reached by no input; dialling it then says what is wrong.
+        let endpoint = endpoint.unwrap_or_else(|error| {
+            tracing::error!(error = with_causes(&error), "the store's address is unusable");
+            Endpoint::from_static("http://localhost:0")
+        });
+        let channel = endpoint
+            .connect_timeout(LONGEST_DIAL)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(ASK_AFTER)
+            .keep_alive_timeout(GIVE_UP_AFTER)
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        let database = config.database_path();
+        Self {
+            channel,
+            prefix: database.parse().ok(),
+            database,
+            credentials: config.emulator.is_none().then(OnceCell::new),
+        }
+    }
+
+    /// The database's name.
+    pub(super) fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// What documents' names begin with.
+    pub(super) fn documents(&self) -> String {
+        format!("{}/documents", self.database)
+    }
+
+    /// The document's whole name.
+    pub(super) fn path_of(&self, name: &Name) -> String {
+        format!("{}/documents/{name}", self.database)
+    }
+
+    /// Sends one request, with its credentials, within its time.
+    pub(super) async fn call<Q, A, F: Future<Output = Result<Response<A>, Status>>>(
+        &self,
+        message: Q,
+        send: impl FnOnce(Client, Request<Q>) -> F,
+    ) -> Result<Response<A>, StoreError> {
+        let answer = async {
+            let request = self.request(message).await?;
+            send(Client::new(self.channel.clone()), request).await.map_err(|status| refusal(&status))
+        };
+        in_time(answer).await
+    }
+
+    async fn request<Q>(&self, message: Q) -> Result<Request<Q>, StoreError> {
+        let mut request = Request::new(message);
+        match &self.credentials {
+            None => drop(request.metadata_mut().insert("authorization", MetadataValue::from_static(OWNER))),
+            Some(cell) => {
+                let found =
+                    cell.get_or_try_init(|| GoogleAuthHeaders::from_adc_with_scopes(vec![SCOPE.to_owned()]));
+                let credentials = found.await.map_err(|error| unauthenticated(&error))?;
+                let headers = credentials.headers().await.map_err(|error| unauthenticated(&error))?;
+                *request.metadata_mut() = MetadataMap::from_headers((*headers).clone());
+            }
+        }
+        if let Some(prefix) = &self.prefix {
+            request.metadata_mut().insert("google-cloud-resource-prefix", prefix.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The outer bound.
+pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(LONGEST_REQUEST, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(away("no answer in time")),
+    }
+}
+
+pub(super) fn away(why: &str) -> StoreError {
+    StoreError::Away(why.to_owned())
+}
+
+/// What a failed request means.
+pub(super) fn refusal(status: &Status) -> StoreError {
+    match std::error::Error::source(status) {
+        // The connection, not Firestore: what there is to say is in the causes.
+        Some(cause) => StoreError::Away(with_causes(cause)),
+        None => by_code(status.code(), status.message()),
+    }
+}
+
+/// What a code of Firestore's means. What it says is cut short: it names documents, and may quote what it was sent.
+pub(super) fn by_code(code: Code, message: &str) -> StoreError {
+    let (name, will_pass) = match code {
+        Code::Ok => ("OK", true),
+        Code::Cancelled => ("CANCELLED", true),
+        Code::Unknown => ("UNKNOWN", true),
+        Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", true),
+        Code::ResourceExhausted => ("RESOURCE_EXHAUSTED", true),
+        Code::Aborted => ("ABORTED", true),
+        Code::Internal => ("INTERNAL", true),
+        Code::Unavailable => ("UNAVAILABLE", true),
+        Code::InvalidArgument => ("INVALID_ARGUMENT", false),
+        Code::NotFound => ("NOT_FOUND", false),
+        Code::AlreadyExists => ("ALREADY_EXISTS", false),
+        Code::PermissionDenied => ("PERMISSION_DENIED", false),
+        Code::FailedPrecondition => ("FAILED_PRECONDITION", false),
+        Code::OutOfRange => ("OUT_OF_RANGE", false),
+        Code::Unimplemented => ("UNIMPLEMENTED", false),
+        Code::DataLoss => ("DATA_LOSS", false),
+        Code::Unauthenticated => ("UNAUTHENTICATED", false),
+    };
+    let message: String = message.chars().take(LONGEST_MESSAGE).collect();
+    if will_pass {
+        StoreError::Away(format!("{name}: {message}"))
+    } else {
+        StoreError::Refused { code: name, message }
+    }
+}
+
+fn unauthenticated(error: &AuthError) -> StoreError {
+    match error.kind() {
+        ErrorKind::Credentials(cause) if cause.is_transient() => StoreError::Away(with_causes(error)),
+        _ => StoreError::Refused { code: "UNAUTHENTICATED", message: with_causes(error) },
+    }
+}
