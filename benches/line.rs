@@ -32,7 +32,8 @@ fn line(criterion: &mut Criterion) {
     let normalizer = Normalizer::new(Origin::Twitch, SharedChatMode::SourceOnly, Arc::new(metrics));
     let clock = Clock::system();
     let taken_in = TakenIn { at: clock.now(), instant: Instant::now() };
-    let enrich = Enrich::new(SubjectTemplate::new("", "internal.ingress.v1").expect("a subject"), clock);
+    let enrich =
+        Enrich::new(SubjectTemplate::new("", "internal.ingress.v1").expect("a subject"), None, clock);
     let mut group = criterion.benchmark_group("line");
     group.throughput(Throughput::Elements(1));
     group.bench_function("normalize", |bencher| {

@@ -29,10 +29,14 @@ use crate::settings::{self, Environment, Problems};
 use crate::source::twitch::{
     Normalizer, ReplayDoor, SharedChatMode, Twitch, TwitchArgs, TwitchConfig, TwitchMetrics, TwitchStatus,
 };
-use crate::status::Parts;
+use crate::status::{Part, Parts};
+use crate::store::embedded::EmbeddedStoreError;
+use crate::store::measured::{Store, StoreMetrics};
+use crate::store::{self, StoreArgs, StoreConfig, StoreDriver};
 use crate::tasks::{Ended, Tasks};
 use crate::telemetry::logs::{LogArgs, LogConfig};
 use crate::tls::{self, TlsArgs, TlsConfig, TlsError};
+use crate::users::{EnrichArgs, EnrichConfig, EnrichMode, Following, UserMetrics, Users};
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -72,6 +76,10 @@ pub struct PathArgs {
     #[command(flatten)]
     bus: BusArgs,
     #[command(flatten)]
+    enrich: EnrichArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
     tls: TlsArgs,
 }
 
@@ -107,6 +115,12 @@ pub struct PathConfig {
     /// The bus.
     #[serde(flatten)]
     pub bus: BusConfig,
+    /// Enrichment.
+    #[serde(flatten)]
+    pub enrich: EnrichConfig,
+    /// The user store.
+    #[serde(flatten)]
+    pub store: StoreConfig,
     /// TLS.
     #[serde(flatten)]
     pub tls: TlsConfig,
@@ -140,8 +154,19 @@ impl PathArgs {
         let intake = self.intake.check(problems);
         let publish = self.publish.check(problems);
         let bus = self.bus.check(environment, problems);
+        let store = self.store.check(environment, problems);
+        let writes_cost = store.as_ref().is_some_and(|store| store.driver == StoreDriver::Firestore);
+        let enrich = self.enrich.check(writes_cost, problems);
         let tls = self.tls.check(problems);
-        Some(PathConfig { twitch: twitch?, intake: intake?, publish: publish?, bus: bus?, tls: tls? })
+        Some(PathConfig {
+            twitch: twitch?,
+            intake: intake?,
+            publish: publish?,
+            bus: bus?,
+            enrich: enrich?,
+            store: store?,
+            tls: tls?,
+        })
     }
 }
 
@@ -154,6 +179,12 @@ pub enum AppError {
     /// The embedded stream.
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
+    /// The embedded user store.
+    #[error(transparent)]
+    Store(#[from] EmbeddedStoreError),
+    /// The stream must not be counted as the settings are.
+    #[error("{0}")]
+    CountingUnfit(String),
     /// The bus is there, but not as it must be.
     #[error("{0}")]
     BusUnfit(String),
@@ -184,7 +215,12 @@ impl AppError {
     /// Whether somebody has to change the configuration.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::DataDir(_) | Self::BusUnfit(_) | Self::Tls(_) | Self::Listen { .. } => true,
+            Self::DataDir(_)
+            | Self::BusUnfit(_)
+            | Self::CountingUnfit(_)
+            | Self::Tls(_)
+            | Self::Listen { .. } => true,
+            Self::Store(error) => matches!(error, EmbeddedStoreError::NewerFormat { .. }),
             Self::Embedded(error) => matches!(error, EmbeddedError::NewerFormat { .. }),
             Self::Metrics(_) | Self::PartEnded(_) | Self::NotSettled(_) => false,
         }
@@ -232,27 +268,63 @@ pub async fn open_bus(
     Ok(bus)
 }
 
-/// The path from the door to the stream, as one future, and the door's outside.
+/// Who meets events on their way, unless enrichment is off.
+pub fn open_users(
+    config: &PathConfig,
+    folder: &std::path::Path,
+    bus: &Arc<dyn Bus>,
+    registry: &Registry,
+    clock: &Clock,
+) -> Result<Option<Users>, AppError> {
+    let (users, requests) = (Arc::new(UserMetrics::new(registry)?), Arc::new(StoreMetrics::new(registry)?));
+    if config.enrich.mode == EnrichMode::Off {
+        return Ok(None);
+    }
+    let store = Store::new(store::open(&config.store, folder)?, requests);
+    let [subject, _] = config.bus.subjects.patterns();
+    let enrich = config.enrich.clone();
+    Ok(Some(Users::new(store, Arc::clone(bus), subject, enrich, (users, clock.clone()))))
+}
+
+/// The path from the door to the stream, as one task among `tasks`, with what is done for users behind it; and the
+/// door's outside.
 pub fn lay_path(
     config: &PathConfig,
     bus: &Arc<dyn Bus>,
-    metrics: &Arc<PipelineMetrics>,
-    clock: &Clock,
-) -> (Intake, impl Future<Output = ()> + Send + 'static) {
+    users: Option<&Users>,
+    (metrics, clock): (&Arc<PipelineMetrics>, &Clock),
+    tasks: &mut Tasks,
+) -> Intake {
     let (intake, door) = open_door(config.intake.clone(), Arc::clone(metrics), clock.clone());
     let subjects = &config.bus.subjects;
-    let enrich = Enrich::new(subjects.clone(), clock.clone());
+    let enrich = Enrich::new(subjects.clone(), users.cloned(), clock.clone());
     let publish = Publish::new(
         Arc::clone(bus),
         config.publish.clone(),
         subjects.clone(),
+        (users.cloned(), clock.clone()),
         Arc::clone(metrics),
-        clock.clone(),
     );
-    (intake, pipeline::run(door, enrich, publish))
+    if let Some(users) = users {
+        tasks.spawn("store probe", users.clone().probe_store());
+        if users.mode() == EnrichMode::On {
+            let known = intake.known_ids();
+            tasks.spawn("projection", users.clone().follow_stream(Box::new(move |ids| known.learn(ids))));
+            tasks.spawn("flush", users.clone().flush_behind());
+            tasks.spawn("operators", users.clone().follow_operators());
+        }
+    }
+    tasks.spawn("pipeline", pipeline::run(door, enrich, publish));
+    intake
 }
 
 impl PathConfig {
+    /// Whether something lies in `DATA_DIR` that has one user at a time.
+    pub fn has_embedded_parts(&self) -> bool {
+        let has_store = self.enrich.mode != EnrichMode::Off && self.store.driver == StoreDriver::Embedded;
+        has_store || self.bus.driver == Driver::Embedded
+    }
+
     /// Messages under way at a time.
     pub fn window(&self) -> usize {
         self.publish.max_in_flight
@@ -274,6 +346,7 @@ pub struct App {
     close_http: watch::Sender<bool>,
     replay: Arc<ReplayDoor>,
     pipeline: Arc<PipelineMetrics>,
+    users: Option<Users>,
     grace: Duration,
     /// Held to the end.
     _data_dir: DataDir,
@@ -292,7 +365,9 @@ impl App {
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
-        let (intake, spine) = lay_path(path, &bus, &pipeline, &clock);
+        let users = open_users(path, data_dir.path(), &bus, &registry, &clock)?;
+        let mut tasks = Tasks::new();
+        let intake = lay_path(path, &bus, users.as_ref(), (&pipeline, &clock), &mut tasks);
         let status =
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
@@ -306,13 +381,12 @@ impl App {
             None
         };
 
-        let mut tasks = Tasks::new();
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
-            parts: Parts::new(vec![Arc::clone(&status) as _, Arc::new(BusPart(Arc::clone(&bus)))]),
+            parts: Parts::new(parts(&status, &bus, users.as_ref())),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
             bus: Arc::clone(&bus),
@@ -323,13 +397,17 @@ impl App {
         };
         tasks.spawn("http", serve_http(listener, shown, close_http.subscribe()));
         hear_of(&*bus).await?;
-        tasks.spawn("pipeline", spine);
+        if let Some(users) = &users {
+            hear_of_counting(users).await?;
+        }
         match source {
-            Some(source) => tasks.spawn("twitch", source.run(intake, stop.subscribe())),
+            Some(source) => {
+                tasks.spawn("twitch", when_caught_up(users.clone(), source, intake, stop.subscribe()))
+            }
             None => drop(intake),
         }
         let grace = config.shutdown_grace;
-        Ok(Self { address, tasks, stop, close_http, replay, pipeline, grace, _data_dir: data_dir })
+        Ok(Self { address, tasks, stop, close_http, replay, pipeline, users, grace, _data_dir: data_dir })
     }
 
     /// Where the operator's HTTP listens.
@@ -357,6 +435,10 @@ impl App {
             self.tasks.join("pipeline").await;
         });
         let is_settled = is_settled.await.is_ok();
+        if let Some(users) = &self.users {
+            // A store that does not answer is not waited for beyond the grace.
+            drop(timeout_at(deadline, users.finish(deadline)).await);
+        }
         self.close_http.send_replace(true);
         let requests = LAST_REQUESTS.min(deadline.saturating_duration_since(Instant::now())).max(AFTER_GRACE);
         if timeout(requests, self.tasks.join("http")).await.is_err() {
@@ -368,6 +450,47 @@ impl App {
             None if !is_settled && pending > 0 => Err(AppError::NotSettled(pending)),
             None => Ok(()),
         }
+    }
+}
+
+/// Opens the source when what the stream holds is noted, so that nobody is met who is about to be known better.
+async fn when_caught_up(
+    users: Option<Users>,
+    source: Twitch,
+    intake: Intake,
+    mut stop: watch::Receiver<bool>,
+) {
+    if let Some(users) = users {
+        tokio::select! {
+            () = users.caught_up() => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+    source.run(intake, stop).await;
+}
+
+/// The parts that the probes show.
+fn parts(status: &Arc<TwitchStatus>, bus: &Arc<dyn Bus>, users: Option<&Users>) -> Vec<Arc<dyn Part>> {
+    let mut parts: Vec<Arc<dyn Part>> = vec![Arc::clone(status) as _, Arc::new(BusPart(Arc::clone(bus)))];
+    parts.extend(users.map(Users::parts).unwrap_or_default());
+    parts
+}
+
+/// Waits a moment to hear whether the stream may be counted.
+async fn hear_of_counting(users: &Users) -> Result<(), AppError> {
+    let mut following = users.following();
+    let begun = async {
+        tokio::select! {
+            biased;
+            begun = following.wait_for(|following| *following != Following::Starting) => {
+                begun.map(|following| following.clone()).ok()
+            }
+            () = users.caught_up() => None,
+        }
+    };
+    match timeout(BUS_PATIENCE, begun).await {
+        Ok(Some(Following::Unfit(why))) => Err(AppError::CountingUnfit(why)),
+        _ => Ok(()),
     }
 }
 
@@ -421,9 +544,12 @@ fn say_hello(config: &AppConfig, address: SocketAddr) {
         "none".to_owned()
     };
     let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
-    let (version, driver) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
-    tracing::info!(
-        "inlet {version}: sources {sources}, bus {driver}, store none, http://{host}:{}",
-        address.port()
-    );
+    let (version, bus) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
+    let store = match config.path.enrich.mode {
+        EnrichMode::On => config.path.store.driver.to_string(),
+        EnrichMode::Off => "none".to_owned(),
+        EnrichMode::DryRun => format!("{} (dry run)", config.path.store.driver),
+    };
+    let port = address.port();
+    tracing::info!("inlet {version}: sources {sources}, bus {bus}, store {store}, http://{host}:{port}");
 }

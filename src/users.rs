@@ -27,7 +27,8 @@ use crate::bus::{Bus, BusState};
 use crate::clock::Clock;
 use crate::retry::Backoff;
 use crate::status::Part;
-use crate::store::{Name, Store};
+use crate::store::Name;
+use crate::store::measured::Store;
 use circuit::Circuit;
 use table::Table;
 

@@ -9,13 +9,14 @@ use clap::Args;
 use prometheus::Registry;
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use super::client::{ClientArgs, Service};
 use super::tail::Printer;
 use super::{Failure, checked};
-use crate::app::{AppArgs, AppConfig, lay_path, open_bus};
-use crate::bus::{Bus, Driver, Start, Wanted};
+use crate::app::{AppArgs, AppConfig, lay_path, open_bus, open_users};
+use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
@@ -72,7 +73,7 @@ enum Held {
 }
 
 fn hold_data_dir(config: &AppConfig) -> Result<Held, Failure> {
-    if config.path.bus.driver != Driver::Embedded {
+    if !config.path.has_embedded_parts() {
         return Ok(Held::ByUs(None));
     }
     match DataDir::take(&config.data_dir, &format!("inlet replay, process {}", std::process::id())) {
@@ -129,14 +130,17 @@ async fn here(
     let metrics = Arc::new(PipelineMetrics::new(&registry).map_err(failed)?);
     let twitch = Arc::new(TwitchMetrics::new(&registry).map_err(failed)?);
     let before = if args.show { Some(end_of(&bus).await?) } else { None };
-    let (intake, spine) = lay_path(path, &bus, &metrics, &clock);
+    let users = open_users(path, &config.data_dir, &bus, &registry, &clock)?;
     let mut tasks = Tasks::new();
-    tasks.spawn("pipeline", spine);
+    let intake = lay_path(path, &bus, users.as_ref(), (&metrics, &clock), &mut tasks);
     let door = ReplayDoor::new(intake, Normalizer::new(Origin::Replay, path.shared_chat(), twitch), clock);
     let replayed =
         door.replay(input).await.map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
     door.close();
     tasks.join("pipeline").await;
+    if let Some(users) = &users {
+        users.finish(Instant::now() + config.shutdown_grace).await;
+    }
     if let Some(before) = before {
         show(&bus, before, args.json).await?;
     }

@@ -1,22 +1,24 @@
-//! Drafts become envelopes: checked, written once, ready to be sent.
+//! Drafts become envelopes: they meet their users, are checked, written once, ready to be sent.
 //!
-//! Users are not looked up yet; every envelope says so (`auth.reason`). What cannot be published is found out
-//! here, before anything else is done for it.
+//! What cannot be published is found out before it meets anybody: it becomes a dead letter and touches no user.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::sync::mpsc;
 
-use crate::bus::Message;
+use super::intake::Door;
+use crate::bus::{ByUser, Message};
 use crate::clock::Clock;
 use crate::envelope::deadletter::{DEAD_LETTER_TYPE, Original};
-use crate::envelope::draft::Content;
+use crate::envelope::draft::{Content, User};
 use crate::envelope::{
-    DeadLetter, DeadLetterReason, Draft, EnvelopeV1, Event, MessageId, Origin, Slip, SubjectTemplate,
-    UnmatchedReason,
+    DeadLetter, DeadLetterReason, Draft, Enrichment, EnvelopeV1, Event, EventType, MessageId, Origin, Slip,
+    SubjectTemplate, UnmatchedReason, id,
 };
+use crate::users::{EnrichMode, Kind, Meeting, Met, Seen, Users, Visit};
 
 /// An event whose bytes are final. Only enrichment makes one, and only such can be published.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub struct Enriched {
     pub(super) taken_in: Instant,
     pub(super) not_published_before: Timestamp,
     pub(super) message: Arc<Message>,
+    /// Whose event it is, where it is counted.
+    pub(super) user: Option<Arc<str>>,
     /// Set when the message is a dead letter.
     pub(super) dead_letter: Option<DeadLetterReason>,
     pub(super) slip: Option<Slip>,
@@ -33,27 +37,106 @@ pub struct Enriched {
 /// The stage.
 pub struct Enrich {
     subjects: SubjectTemplate,
+    /// `None`: enrichment is off.
+    users: Option<Users>,
     clock: Clock,
 }
 
+/// What an event was told of its user, if it was to meet one.
+type Told = Result<Option<Met>, UnmatchedReason>;
+
 impl Enrich {
     /// A stage that writes for these subjects.
-    pub fn new(subjects: SubjectTemplate, clock: Clock) -> Self {
-        Self { subjects, clock }
+    pub fn new(subjects: SubjectTemplate, users: Option<Users>, clock: Clock) -> Self {
+        Self { subjects, users, clock }
     }
 
-    /// Makes a batch ready to be sent. A message larger than `largest` bytes becomes a dead letter.
+    /// Makes what passes the door ready to be sent, in order, until the door closes or nobody takes it any more. While
+    /// one batch meets its users, those of the next one are read. `largest` says how large a message may be, in bytes.
+    pub(super) async fn run(
+        self,
+        mut door: Door,
+        enriched: mpsc::Sender<Vec<Enriched>>,
+        largest: impl Fn() -> usize,
+    ) {
+        if let Some(users) = &self.users {
+            users.caught_up().await;
+        }
+        let mut next = door.next().await;
+        while let Some(drafts) = next {
+            let following = async {
+                let drafts = door.next().await;
+                if let (Some(users), Some(drafts)) = (&self.users, &drafts) {
+                    users.expect(&visits(drafts, 0).1).await;
+                }
+                drafts
+            };
+            ((), next) = tokio::join!(self.pass_on(drafts, &enriched, &largest), following);
+        }
+    }
+
+    async fn pass_on(
+        &self,
+        mut drafts: Vec<Draft>,
+        enriched: &mpsc::Sender<Vec<Enriched>>,
+        largest: &impl Fn() -> usize,
+    ) {
+        while !drafts.is_empty() {
+            let largest = largest();
+            let decided = match &self.users {
+                Some(users) => self.decide(users, &drafts, largest).await,
+                None => vec![Err(UnmatchedReason::Disabled); drafts.len()],
+            };
+            let behind = drafts.split_off(decided.len());
+            let batch = self.write(std::mem::replace(&mut drafts, behind), decided, largest);
+            if enriched.send(batch).await.is_err() {
+                // The bus is gone; that is said where it is noticed.
+                return;
+            }
+        }
+    }
+
+    /// What is told to drafts, from the front: to all of them, unless one has to wait for those before it.
+    async fn decide(&self, users: &Users, drafts: &[Draft], largest: usize) -> Vec<Told> {
+        let is_dry = users.mode() == EnrichMode::DryRun;
+        let reason = if is_dry { UnmatchedReason::DryRun } else { UnmatchedReason::NoUser };
+        let mut decided: Vec<Told> = vec![Err(reason); drafts.len()];
+        let (places, visits) = visits(drafts, largest);
+        if visits.is_empty() {
+            return decided;
+        }
+        let meetings = users.meet(&visits).await;
+        decided.truncate(places.get(meetings.len()).copied().unwrap_or(drafts.len()));
+        for (place, meeting) in places.into_iter().zip(meetings) {
+            decided[place] = match meeting {
+                Meeting::Met(met) => Ok(Some(met)),
+                Meeting::Unmatched(reason) => Err(reason),
+                Meeting::TooLarge => Ok(None),
+            };
+        }
+        decided
+    }
+
+    /// Writes the envelopes of events that meet nobody. A message larger than `largest` bytes becomes a dead letter.
     pub fn batch(&self, drafts: Vec<Draft>, largest: usize) -> Vec<Enriched> {
+        let decided = vec![Err(UnmatchedReason::Disabled); drafts.len()];
+        self.write(drafts, decided, largest)
+    }
+
+    fn write(&self, drafts: Vec<Draft>, decided: Vec<Told>, largest: usize) -> Vec<Enriched> {
         let now = self.clock.now();
-        drafts
-            .into_iter()
-            .map(|mut draft| Enriched { slip: draft.slip.take(), ..self.one(&draft, largest, now) })
+        let pairs = drafts.into_iter().zip(decided);
+        pairs
+            .map(|(mut draft, told)| Enriched {
+                slip: draft.slip.take(),
+                ..self.one(&draft, told, largest, now)
+            })
             .collect()
     }
 
-    fn one(&self, draft: &Draft, largest: usize, now: Timestamp) -> Enriched {
+    fn one(&self, draft: &Draft, told: Told, largest: usize, now: Timestamp) -> Enriched {
         match &draft.content {
-            Content::Event(event) => self.envelope(draft, event, largest, now),
+            Content::Event(event) => self.envelope(draft, event, told, (largest, now)),
             Content::Unusable { reason, message, original } => {
                 let subject = self.subjects.of("twitch", "", "");
                 let original = Original::Raw(original.clone());
@@ -70,8 +153,20 @@ impl Enrich {
         }
     }
 
-    fn envelope(&self, draft: &Draft, event: &Event, largest: usize, now: Timestamp) -> Enriched {
-        let envelope = EnvelopeV1::unmatched(draft, event, UnmatchedReason::Disabled, now);
+    fn envelope(
+        &self,
+        draft: &Draft,
+        event: &Event,
+        told: Told,
+        (largest, now): (usize, Timestamp),
+    ) -> Enriched {
+        let by_user = self.by_user(event, &told);
+        let is_too_large = matches!(told, Ok(None));
+        let enriched = match &told {
+            Ok(met) => Ok(met.as_ref().map(enrichment).unwrap_or_default()),
+            Err(reason) => Err(*reason),
+        };
+        let envelope = EnvelopeV1::new(draft, event, enriched, now);
         let subject = self.subjects.of(event.source.platform, event.kind.as_str(), &event.source.channel);
         let payload = match envelope.to_json() {
             Ok(bytes) => Bytes::from(bytes),
@@ -87,15 +182,11 @@ impl Enrich {
                 return self.dead_letter(draft, &letter, largest);
             }
         };
-        let message = Message {
-            subject,
-            id: MessageId::of_event(draft.id),
-            kind: event.kind.as_str(),
-            by_user: None,
-            payload,
-        };
+        let user = by_user.as_ref().map(|by_user| Arc::clone(&by_user.key));
+        let id = MessageId::of_event(draft.id);
+        let message = Message { subject, id, kind: event.kind.as_str(), by_user, payload };
         let size = message.payload.len() + message.headers_size();
-        if size > largest {
+        if size > largest || is_too_large {
             let letter = DeadLetter {
                 reason: DeadLetterReason::TooLarge,
                 message: &format!("{size} bytes, the bus takes {largest}"),
@@ -104,16 +195,27 @@ impl Enrich {
                 attempts: 0,
                 original: Original::Envelope(message.payload.clone()),
             };
-            return self.dead_letter(draft, &letter, largest);
+            // It may be in flight under its user: that ends with the dead letter.
+            return Enriched { user, ..self.dead_letter(draft, &letter, largest) };
         }
         Enriched {
             origin: draft.origin,
             taken_in: draft.taken_in,
             not_published_before: draft.not_published_before,
             message: Arc::new(message),
+            user,
             dead_letter: None,
             slip: None,
         }
+    }
+
+    /// Whose event it is to be counted as.
+    fn by_user(&self, event: &Event, told: &Told) -> Option<ByUser> {
+        let is_counted = self.users.as_ref().is_some_and(|users| users.mode() == EnrichMode::On);
+        let user =
+            event.user.as_ref().filter(|_| is_counted && !matches!(told, Err(UnmatchedReason::NoUser)))?;
+        let key = id::user_key(event.source.platform, &user.id).into();
+        Some(ByUser { key, occurred_at: event.occurred_at })
     }
 
     fn dead_letter(&self, draft: &Draft, letter: &DeadLetter<'_>, largest: usize) -> Enriched {
@@ -122,9 +224,52 @@ impl Enrich {
             taken_in: draft.taken_in,
             not_published_before: draft.not_published_before,
             message: Arc::new(dead_letter_message(letter, draft.id, self.subjects.dead_letters(), largest)),
+            user: None,
             dead_letter: Some(letter.reason),
             slip: None,
         }
+    }
+}
+
+/// The events among drafts that have a user, and where they stand.
+fn visits(drafts: &[Draft], largest: usize) -> (Vec<usize>, Vec<Visit<'_>>) {
+    let visits = drafts.iter().enumerate().filter_map(|(place, draft)| {
+        let (event, user, kind) = of_user(draft)?;
+        let key: Arc<str> = id::user_key(event.source.platform, &user.id).into();
+        let seen = Seen { id: draft.id, kind, at: event.occurred_at };
+        let room = largest.saturating_sub(most_bytes(event, user, &key));
+        Some((place, Visit { key, seen, room, user }))
+    });
+    visits.unzip()
+}
+
+/// The user of an event that concerns one.
+fn of_user(draft: &Draft) -> Option<(&Event, &User, Kind)> {
+    let Content::Event(event) = &draft.content else { return None };
+    let kind = match event.kind {
+        EventType::ChatMessage => Kind::Message,
+        EventType::ChatNotice => Kind::Notice,
+        EventType::ChatModeration => return None,
+    };
+    Some((event, event.user.as_ref()?, kind))
+}
+
+/// An upper bound of an event's message, without what operators say of the user, in bytes. A letter takes six at most.
+fn most_bytes(event: &Event, user: &User, key: &str) -> usize {
+    const FIXED: usize = 1_600;
+    let texts = [&user.id, &user.name, &user.display_name, &event.source.channel, &event.idempotency_key];
+    let texts: usize = texts.into_iter().map(String::len).sum();
+    FIXED + event.payload.as_bytes().len() + 6 * texts + 4 * key.len()
+}
+
+fn enrichment(met: &Met) -> Enrichment<'_> {
+    let operator = met.operator.as_deref();
+    Enrichment {
+        transient_tags: met.folded.tags.names().collect(),
+        labels: operator.map_or(&[], |operator| &operator.tags),
+        notes: operator.and_then(|operator| operator.notes.as_deref()),
+        status: operator.and_then(|operator| operator.status.as_deref()),
+        session_id: met.folded.session_id.as_deref(),
     }
 }
 
@@ -158,7 +303,7 @@ mod tests {
 
     fn enrich(drafts: Vec<Draft>, largest: usize) -> Vec<Enriched> {
         let clock = Clock::by_hand(Timestamp::from_millisecond(1_700_000_000_500).unwrap());
-        Enrich::new(SubjectTemplate::new("t.", "chat.{channel}").unwrap(), clock).batch(drafts, largest)
+        Enrich::new(SubjectTemplate::new("t.", "chat.{channel}").unwrap(), None, clock).batch(drafts, largest)
     }
 
     #[test]

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::metrics::{PipelineMetrics, RefusedReason};
 use crate::clock::Clock;
-use crate::envelope::{Draft, Origin, Outcome};
+use crate::envelope::{Draft, MessageId, Origin, Outcome};
 use crate::recent::Recent;
 use crate::settings::{self, Problems};
 
@@ -137,6 +138,25 @@ impl Room {
     }
 }
 
+/// The door's window of known ids.
+pub struct KnownIds(Arc<Shared>);
+
+impl KnownIds {
+    /// These are in the stream, since those times.
+    pub fn learn(&self, ids: &[(MessageId, Timestamp)]) {
+        let now = self.0.clock.now();
+        let oldest = now - self.0.config.dedup_window;
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let evicted_before = known.evicted_early();
+        for (id, stored_at) in ids {
+            if !id.is_dead_letter && *stored_at >= oldest {
+                known.insert(id.event.as_u128(), (), now);
+            }
+        }
+        self.0.metrics.dedup_evicted_early.inc_by(known.evicted_early() - evicted_before);
+    }
+}
+
 /// Events that were received and not yet decided upon. A visit that is broken off leaves them refused.
 struct Undecided<'a> {
     events: u64,
@@ -194,6 +214,11 @@ impl Intake {
             rest = behind;
         }
         total
+    }
+
+    /// The window of known ids, for whoever else hears of events. It does not keep the door open.
+    pub fn known_ids(&self) -> KnownIds {
+        KnownIds(Arc::clone(&self.shared))
     }
 
     async fn offer_batch(&self, origin: Origin, mut drafts: Vec<Draft>, patience: Patience) -> Offered {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::enrich::{Enriched, dead_letter_message};
@@ -24,6 +24,7 @@ use crate::envelope::deadletter::Original;
 use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome, SubjectTemplate};
 use crate::retry::Backoff;
 use crate::settings::{self, Problems};
+use crate::users::Users;
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
@@ -94,7 +95,7 @@ enum Mode {
 }
 
 /// What the stage waits for.
-pub enum Happened {
+enum Happened {
     /// Messages were settled. `None`: the bus is gone for good.
     Settled(Option<Vec<Settled>>),
     /// A deadline or a wait is over.
@@ -110,6 +111,7 @@ pub struct Publish {
     bus_state: watch::Receiver<BusState>,
     config: PublishConfig,
     subjects: SubjectTemplate,
+    users: Option<Users>,
     metrics: Arc<PipelineMetrics>,
     clock: Clock,
     window: Window,
@@ -122,13 +124,13 @@ pub struct Publish {
 }
 
 impl Publish {
-    /// A stage that publishes on `bus`.
+    /// A stage that publishes on `bus`, and tells `users` what became of their events.
     pub fn new(
         bus: Arc<dyn Bus>,
         config: PublishConfig,
         subjects: SubjectTemplate,
+        (users, clock): (Option<Users>, Clock),
         metrics: Arc<PipelineMetrics>,
-        clock: Clock,
     ) -> Self {
         Self {
             lane: bus.open_lane(config.max_in_flight),
@@ -136,6 +138,7 @@ impl Publish {
             bus,
             config,
             subjects,
+            users,
             metrics,
             clock,
             window: Window::default(),
@@ -147,33 +150,43 @@ impl Publish {
         }
     }
 
-    /// Whether the bus ended, and with it everything that was on its way.
-    pub fn is_bus_gone(&self) -> bool {
-        self.is_bus_gone
+    /// Asks for the largest message the bus takes, as far as is known, in bytes.
+    pub(super) fn largest_message(&self) -> impl Fn() -> usize + use<> {
+        let bus = Arc::clone(&self.bus);
+        move || largest_message(&*bus)
     }
 
-    /// Largest message the bus takes, as far as is known, in bytes.
-    pub fn largest_message(&self) -> usize {
-        self.bus.stream().map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
+    /// Publishes what comes, in order, until nothing more will come and everything is settled, or the bus is gone.
+    pub(super) async fn run(mut self, mut events: mpsc::Receiver<Vec<Enriched>>) {
+        let mut is_open = true;
+        loop {
+            self.send_what_may_go().await;
+            if self.is_bus_gone || !is_open && self.is_settled() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                happened = self.next() => self.handle(happened).await,
+                batch = events.recv(), if is_open && self.wants_more() => match batch {
+                    Some(batch) => self.waiting.extend(batch),
+                    None => is_open = false,
+                },
+            }
+        }
     }
 
     /// Whether everything accepted is settled.
-    pub fn is_settled(&self) -> bool {
+    fn is_settled(&self) -> bool {
         self.window.is_empty() && self.waiting.is_empty()
     }
 
     /// Whether there is room for another batch.
-    pub fn wants_more(&self) -> bool {
+    fn wants_more(&self) -> bool {
         self.mode == Mode::Flowing && self.waiting.is_empty() && self.room() > 0
     }
 
-    /// Takes a batch, to be sent in order.
-    pub fn accept(&mut self, events: Vec<Enriched>) {
-        self.waiting.extend(events);
-    }
-
     /// Waits for an answer, a deadline, or the end of a wait. Cancel safe.
-    pub async fn next(&mut self) -> Happened {
+    async fn next(&mut self) -> Happened {
         let (timer, is_waiting) = match self.mode {
             Mode::Waiting(until) => (Some(until), true),
             Mode::Flowing | Mode::Settling | Mode::Repeating => {
@@ -190,7 +203,7 @@ impl Publish {
     }
 
     /// Acts on what [`Publish::next`] saw.
-    pub async fn handle(&mut self, happened: Happened) {
+    async fn handle(&mut self, happened: Happened) {
         match happened {
             Happened::Settled(Some(settled)) => {
                 for Settled { number, outcome } in settled {
@@ -214,7 +227,7 @@ impl Publish {
     }
 
     /// Sends what the mode allows: what failed before, or new events as far as the window has room.
-    pub async fn send_what_may_go(&mut self) {
+    async fn send_what_may_go(&mut self) {
         loop {
             self.update_mode();
             match self.mode {
@@ -352,6 +365,11 @@ impl Publish {
         let (taken_in, origin, dead_letter) =
             (slot.event.taken_in, slot.event.origin, slot.event.dead_letter);
         let slip = slot.event.slip.take();
+        match (&self.users, &slot.event.user, dead_letter) {
+            (Some(users), Some(key), None) => users.acked(key, slot.event.message.id.event, ack.position),
+            (Some(users), Some(key), Some(_)) => users.dead_lettered(key, slot.event.message.id.event),
+            (None, _, _) | (_, None, _) => {}
+        }
         let Some(since_sent) = self.window.mark_done(number) else {
             return;
         };
@@ -396,6 +414,12 @@ impl Publish {
         if slot.event.dead_letter.is_some() {
             return self.give_up(number, refusal);
         }
+        // An event that is known to be in the stream is never a dead letter.
+        if let (Some(users), Some(key)) = (&self.users, &slot.event.user)
+            && let Some(position) = users.position_of(key, id.event)
+        {
+            return self.acknowledge(number, Ack { position, duplicate: true });
+        }
         if is_unknown {
             match self.stored_position(number, id).await {
                 Ok(Some(position)) => {
@@ -428,7 +452,7 @@ impl Publish {
     /// Puts a dead letter in the event's place and sends it.
     async fn bury(&mut self, number: u64, reason: DeadLetterReason, refusal: Refusal) {
         let (largest, now, subject) =
-            (self.largest_message(), self.clock.now(), self.subjects.dead_letters());
+            (largest_message(&*self.bus), self.clock.now(), self.subjects.dead_letters());
         let Some(slot) = self.window.get(number) else {
             return;
         };
@@ -459,11 +483,18 @@ impl Publish {
         let (id, origin) = (slot.event.message.id, slot.event.origin);
         // Its slip goes with it, unsettled: whoever waits for it hears that it was lost.
         slot.event.slip = None;
+        if let (Some(users), Some(key)) = (&self.users, &slot.event.user) {
+            users.dead_lettered(key, id.event);
+        }
         self.window.mark_done(number);
         tracing::error!(event_id = %id.event, error = %refusal, "the bus does not take the dead letter; the event is lost");
         self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();
         self.metrics.pending.dec();
     }
+}
+
+fn largest_message(bus: &dyn Bus) -> usize {
+    bus.stream().map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
 }
 
 /// Events that the stream may have forgotten the ids of.

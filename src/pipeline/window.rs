@@ -152,7 +152,7 @@ mod tests {
 
     fn event(key: &str) -> Enriched {
         let subjects = SubjectTemplate::new("", "a").unwrap();
-        Enrich::new(subjects, Clock::system()).batch(vec![draft(key)], 1 << 20).pop().unwrap()
+        Enrich::new(subjects, None, Clock::system()).batch(vec![draft(key)], 1 << 20).pop().unwrap()
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Fields;
+use crate::envelope::draft::Role;
 
 /// Longest note shown, in bytes.
 const LONGEST_NOTES: usize = 4 * 1024;
@@ -94,7 +95,7 @@ pub struct Profile {
     /// The name as the user writes it.
     pub display_name: Box<str>,
     /// Roles, highest first.
-    pub roles: Box<[&'static str]>,
+    pub roles: Box<[Role]>,
 }
 
 /// A user read from its fields, and the names of those that could not be read.
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(user.history.first_seen_at.unwrap().as_millisecond(), 1_795_153_880_612);
         assert_eq!((user.message_count, &user.applied[..]), (12, &[(Arc::from("S@1"), 5)][..]));
         let operator = user.operator.unwrap();
-        assert_eq!((operator.notes.as_deref(), operator.status), (Some("a[31mb"), None));
+        assert_eq!((operator.notes.as_deref(), operator.status.clone()), (Some("a[31mb"), None));
         assert_eq!(operator.tags, ["a", "b"]);
     }
 

@@ -76,7 +76,10 @@ impl Users {
         }
         let left = shared.table().dirty();
         if left > 0 {
-            tracing::warn!(users = left, "users were not written in time; they are counted at the next start");
+            tracing::warn!(
+                users = left,
+                "users were not written in time; they are counted at the next start"
+            );
         }
         if !shared.circuit.is_open() {
             shared.write_note().await;
@@ -201,7 +204,8 @@ impl Shared {
         let now = self.clock.now();
         counted.written_at = counted.written_at.min(now);
         // Another stream's note is read before it is written.
-        now.duration_since(counted.written_at) >= jiff::SignedDuration::try_from(NOTE_PERIOD).unwrap_or_default()
+        now.duration_since(counted.written_at)
+            >= jiff::SignedDuration::try_from(NOTE_PERIOD).unwrap_or_default()
     }
 
     /// Writes how far everything is counted, if that is further than before.

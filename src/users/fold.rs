@@ -71,7 +71,7 @@ pub struct Folded {
 ///
 /// Doing it twice is the same as once: an event that the history names as its first, or as its session's opener, gets
 /// its tags again.
-pub fn fold(user_key: &str, mut history: History, seen: &Seen, gap: Duration) -> (History, Folded) {
+pub(super) fn fold(user_key: &str, mut history: History, seen: &Seen, gap: Duration) -> (History, Folded) {
     let Seen { id, kind, at } = *seen;
     let new_user = history.first_event_id == Some(id);
     history.first_seen_at.get_or_insert(at);
@@ -106,7 +106,8 @@ pub fn fold(user_key: &str, mut history: History, seen: &Seen, gap: Duration) ->
 }
 
 fn is_past(active_at: Timestamp, at: Timestamp, gap: Duration) -> bool {
-    i128::from(at.as_millisecond() - active_at.as_millisecond()) >= i128::try_from(gap.as_millis()).unwrap_or(i128::MAX)
+    i128::from(at.as_millisecond() - active_at.as_millisecond())
+        >= i128::try_from(gap.as_millis()).unwrap_or(i128::MAX)
 }
 
 /// The session that this very message opened, if the history knows it as an opener.
@@ -176,7 +177,8 @@ mod tests {
             assert_eq!(history.session_count, if second == "Rs" { 1 } else { 2 });
         }
         // The gap is counted from the last message, not from the session's start.
-        let (_, tags) = run(created_by("a"), &[message("a", 0), message("b", DAY_MS - 1), message("c", 2 * DAY_MS - 2)]);
+        let (_, tags) =
+            run(created_by("a"), &[message("a", 0), message("b", DAY_MS - 1), message("c", 2 * DAY_MS - 2)]);
         assert_eq!(tags, ["NASos", "Rs", "Rs"]);
     }
 
@@ -192,7 +194,8 @@ mod tests {
 
     #[test]
     fn what_comes_out_of_order_moves_nothing_back() {
-        let (history, tags) = run(created_by("a"), &[message("a", 0), message("b", DAY_MS), message("c", DAY_MS - 1)]);
+        let (history, tags) =
+            run(created_by("a"), &[message("a", 0), message("b", DAY_MS), message("c", DAY_MS - 1)]);
         assert_eq!(tags, ["NASos", "SRos", "R"]);
         assert_eq!(history.session_activity_at, Timestamp::from_millisecond(START + DAY_MS).ok());
         assert_eq!(history.first_seen_at, Timestamp::from_millisecond(START).ok());
@@ -208,10 +211,18 @@ mod tests {
 
     #[test]
     fn a_notice_is_seen_and_neither_counted_nor_a_session() {
-        let first = [seen("n", Kind::Notice, 0), message("a", 1), seen("m", Kind::Notice, 2), seen("n", Kind::Notice, 0)];
+        let first = [
+            seen("n", Kind::Notice, 0),
+            message("a", 1),
+            seen("m", Kind::Notice, 2),
+            seen("n", Kind::Notice, 0),
+        ];
         let (history, tags) = run(created_by("n"), &first);
         assert_eq!(tags, ["N", "ASos", "", "N"]);
-        assert_eq!((history.session_count, history.last_message_at), (1, Timestamp::from_millisecond(START + 1).ok()));
+        assert_eq!(
+            (history.session_count, history.last_message_at),
+            (1, Timestamp::from_millisecond(START + 1).ok())
+        );
         assert_eq!(history.last_seen_at, Timestamp::from_millisecond(START + 2).ok());
     }
 

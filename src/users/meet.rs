@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use super::table::{Entered, Met, Opening, Visit};
 use super::{EnrichMode, Matched, Shared, Users};
 use crate::envelope::UnmatchedReason;
-use crate::store::document::{write_history, write_profile};
-use crate::store::{Condition, Fields, Name, Write, WriteRefusal, Version};
 use crate::envelope::id;
+use crate::store::document::{write_history, write_profile};
+use crate::store::{Condition, Fields, Name, Version, Write, WriteRefusal};
 
 /// How a meeting went.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Users {
     ///
     /// Waits for the store for no longer than `ENRICH_TIMEOUT`, and not at all once it failed: then events flow on
     /// unmatched, and are counted when it answers again.
-    pub async fn meet(&self, visits: &[Visit]) -> Vec<Meeting> {
+    pub async fn meet(&self, visits: &[Visit<'_>]) -> Vec<Meeting> {
         let shared = &*self.0;
         let mut deadline = Instant::now() + shared.config.timeout;
         let mut met = Vec::with_capacity(visits.len());
@@ -64,13 +64,13 @@ impl Users {
     }
 
     /// Reads whom memory does not hold, ahead of their meeting.
-    pub async fn expect(&self, visits: &[Visit]) {
+    pub async fn expect(&self, visits: &[Visit<'_>]) {
         self.0.read_missing(visits, Instant::now() + self.0.config.timeout).await;
     }
 }
 
 impl Shared {
-    async fn read_missing(&self, visits: &[Visit], deadline: Instant) {
+    async fn read_missing(&self, visits: &[Visit<'_>], deadline: Instant) {
         if self.circuit.is_open() {
             return;
         }
@@ -98,7 +98,7 @@ impl Shared {
     }
 
     /// Folds events as far as nothing stands in the way.
-    fn enter(&self, visits: &[Visit], met: &mut Vec<Meeting>) -> Next {
+    fn enter(&self, visits: &[Visit<'_>], met: &mut Vec<Meeting>) -> Next {
         let is_away = self.circuit.is_open();
         let mut table = self.table();
         for visit in &visits[met.len()..] {
@@ -108,7 +108,9 @@ impl Shared {
                     Meeting::Met(known)
                 }
                 Entered::TooLarge => Meeting::TooLarge,
-                Entered::Unknown | Entered::NeedsWrite | Entered::Refused if is_away => self.passed(&mut table, visit),
+                Entered::Unknown | Entered::NeedsWrite | Entered::Refused if is_away => {
+                    self.passed(&mut table, visit)
+                }
                 Entered::Refused => self.passed(&mut table, visit),
                 Entered::Unknown => return Next::Read,
                 Entered::NeedsWrite => return Next::Write,
@@ -120,7 +122,7 @@ impl Shared {
         Next::Nothing
     }
 
-    fn passed(&self, table: &mut super::Table, visit: &Visit) -> Meeting {
+    fn passed(&self, table: &mut super::Table, visit: &Visit<'_>) -> Meeting {
         table.pass(visit);
         Meeting::Unmatched(UnmatchedReason::StoreUnavailable)
     }
@@ -134,7 +136,7 @@ impl Shared {
     }
 
     /// On paper: what would be written is logged, and remembered until the user leaves memory.
-    fn imagine(&self, visits: &[Visit], met: &mut Vec<Meeting>) {
+    fn imagine(&self, visits: &[Visit<'_>], met: &mut Vec<Meeting>) {
         let mut table = self.table();
         for visit in visits {
             if let Some(folded) = table.imagine(visit) {
@@ -148,7 +150,7 @@ impl Shared {
     }
 
     /// Writes first sights and openings through. Whatever is not certain afterwards is read again.
-    async fn write_openings(&self, visits: &[Visit], deadline: Instant) {
+    async fn write_openings(&self, visits: &[Visit<'_>], deadline: Instant) {
         let openings = self.table().openings(visits.iter());
         let writes: Vec<_> = openings.iter().map(write).collect();
         let within = deadline.saturating_duration_since(Instant::now());

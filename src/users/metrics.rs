@@ -59,17 +59,24 @@ impl UserMetrics {
             first_messages: register
                 .counter("first_messages_total", "First messages of a lifetime (first_message_count)")?,
             cached: register.gauge("users_cached", "Users in memory")?,
-            dirty: register.gauge("users_dirty", "Users whose events are counted in memory and not yet written")?,
-            position: register.gauge("projection_position", "Position in the stream up to which events are noted")?,
-            lag: register.gauge("projection_lag_events", "Messages in the stream that the projection has not read")?,
-            counted_to: register
-                .gauge("counted_to_position", "Position up to which every event is counted in its user's document")?,
+            dirty: register
+                .gauge("users_dirty", "Users whose events are counted in memory and not yet written")?,
+            position: register
+                .gauge("projection_position", "Position in the stream up to which events are noted")?,
+            lag: register
+                .gauge("projection_lag_events", "Messages in the stream that the projection has not read")?,
+            counted_to: register.gauge(
+                "counted_to_position",
+                "Position up to which every event is counted in its user's document",
+            )?,
             lost: register.counter(
                 "counts_lost_total",
                 "Positions that the stream dropped before they were counted, at most",
             )?,
-            circuit_open: register
-                .gauge("store_circuit_open", "1 while the user store is not asked because it did not answer")?,
+            circuit_open: register.gauge(
+                "store_circuit_open",
+                "1 while the user store is not asked because it did not answer",
+            )?,
             bad_values: register
                 .counter("store_bad_values_total", "Stored values of the wrong shape, taken for absent")?,
         })

@@ -45,7 +45,7 @@ impl Following {
 }
 
 /// Hears which events the stream holds, and when it stored them.
-pub type Known = Box<dyn Fn(&[(MessageId, Timestamp)]) + Send>;
+pub(super) type Known = Box<dyn Fn(&[(MessageId, Timestamp)]) + Send + Sync>;
 
 impl Users {
     /// Follows the stream. Does not end.
@@ -157,7 +157,10 @@ impl Shared {
                 let counted_to = self.counted_to_now();
                 let mut table = self.table();
                 table.go_back_to(counted_to);
-                tracing::warn!(counted_to, "too many events are not counted while the store is away; they will be read again");
+                tracing::warn!(
+                    counted_to,
+                    "too many events are not counted while the store is away; they will be read again"
+                );
                 return false;
             }
             let flushed = self.flushed.notified();
@@ -231,5 +234,3 @@ impl Part for ProjectionPart {
         })
     }
 }
-
-

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::fold::{Folded, Seen, fold};
+use crate::envelope::draft;
 use crate::store::document::{History, Operator, Profile, User};
 use crate::store::{Document, Version, document};
 use entry::{Base, Entry, InFlight, Known, Noted};
@@ -77,7 +78,7 @@ pub struct Met {
 
 /// An event that comes to meet its user.
 #[derive(Debug)]
-pub struct Visit {
+pub struct Visit<'a> {
     /// Key of the user's document.
     pub key: Arc<str>,
     /// The event.
@@ -85,7 +86,23 @@ pub struct Visit {
     /// By how many bytes its envelope may grow.
     pub room: usize,
     /// What the platform says of the user.
-    pub profile: Profile,
+    pub user: &'a draft::User,
+}
+
+impl Visit<'_> {
+    fn profile(&self) -> Profile {
+        Profile {
+            login: self.user.name.as_str().into(),
+            display_name: self.user.display_name.as_str().into(),
+            roles: self.user.roles.as_slice().into(),
+        }
+    }
+
+    fn is_of(&self, profile: &Profile) -> bool {
+        *profile.login == *self.user.name
+            && *profile.display_name == *self.user.display_name
+            && *profile.roles == *self.user.roles
+    }
 }
 
 /// A first sight or an opening, to be written before its event is published.
@@ -202,7 +219,7 @@ impl Table {
 
     /// One of this instance's own events meets its user, and is in flight from here on. `is_away`: nothing can be
     /// written, so that what must be, cannot be decided.
-    pub(super) fn enter(&mut self, visit: &Visit, is_away: bool) -> Entered {
+    pub(super) fn enter(&mut self, visit: &Visit<'_>, is_away: bool) -> Entered {
         let gap = self.gap;
         let entry = self.entry(&visit.key);
         entry.is_recent = true;
@@ -234,7 +251,7 @@ impl Table {
     }
 
     /// An event flows without having met its user. It is in flight all the same, and counted later.
-    pub(super) fn pass(&mut self, visit: &Visit) {
+    pub(super) fn pass(&mut self, visit: &Visit<'_>) {
         let entry = self.entry(&visit.key);
         entry.is_recent = true;
         entry.own(visit);
@@ -245,7 +262,7 @@ impl Table {
     }
 
     /// What must be written for as many of `visits`, from the front, as can be decided now: at most one for each user.
-    pub(super) fn openings<'a>(&mut self, visits: impl Iterator<Item = &'a Visit>) -> Vec<Opening> {
+    pub(super) fn openings<'a>(&mut self, visits: impl Iterator<Item = &'a Visit<'a>>) -> Vec<Opening> {
         let gap = self.gap;
         let mut seen_here: HashSet<&Arc<str>> = HashSet::new();
         let mut openings = Vec::new();
@@ -263,7 +280,7 @@ impl Table {
             let (history, folded, _) = entry.fold_over_head(&visit.key, &visit.seen, gap);
             let is_due = version.is_none() || folded.opens && !entry.has_under_way(visit.seen.id);
             if is_due {
-                let profile = version.is_none().then(|| visit.profile.clone());
+                let profile = version.is_none().then(|| visit.profile());
                 openings.push(Opening { key: Arc::clone(&visit.key), version, history, profile });
             }
         }
@@ -291,7 +308,7 @@ impl Table {
     }
 
     /// An event met its user on paper alone: nothing is pending, nothing will be written.
-    pub(super) fn imagine(&mut self, visit: &Visit) -> Option<Folded> {
+    pub(super) fn imagine(&mut self, visit: &Visit<'_>) -> Option<Folded> {
         let gap = self.gap;
         let entry = self.entry(&visit.key);
         entry.is_recent = true;

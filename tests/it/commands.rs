@@ -95,9 +95,9 @@ async fn replay_at(folder: &Path, clock: &Clock) -> Outcomes {
     };
     let publish = PublishConfig { max_in_flight: 16, max_attempts: 5, ack_wait: Duration::from_secs(5) };
     let (intake, door) = open_door(intake, Arc::clone(&metrics), clock.clone());
-    let publish = Publish::new(Arc::clone(&bus), publish, subjects.clone(), metrics, clock.clone());
+    let publish = Publish::new(Arc::clone(&bus), publish, subjects.clone(), (None, clock.clone()), metrics);
     let mut tasks = Tasks::new();
-    tasks.spawn("pipeline", pipeline::run(door, Enrich::new(subjects, clock.clone()), publish));
+    tasks.spawn("pipeline", pipeline::run(door, Enrich::new(subjects, None, clock.clone()), publish));
     let twitch = Arc::new(TwitchMetrics::new(&registry).unwrap());
     let normalizer = Normalizer::new(Origin::Replay, SharedChatMode::SourceOnly, twitch);
     let door = ReplayDoor::new(intake, normalizer, clock.clone());

@@ -49,7 +49,7 @@ fn envelopes(shared_chat: SharedChatMode) -> Vec<String> {
         };
         written.push(match &draft.content {
             Content::Event(event) => {
-                let envelope = EnvelopeV1::unmatched(&draft, event, UnmatchedReason::Disabled, clock.now());
+                let envelope = EnvelopeV1::new(&draft, event, Err(UnmatchedReason::Disabled), clock.now());
                 String::from_utf8(envelope.to_json().unwrap()).unwrap()
             }
             Content::Unusable { reason, message, .. } => format!("# {reason}: {message}"),

@@ -72,11 +72,11 @@ impl Entry {
     }
 
     /// Notes that this instance takes part in the user's events.
-    pub(super) fn own(&mut self, visit: &Visit) {
+    pub(super) fn own(&mut self, visit: &Visit<'_>) {
         self.is_own = true;
         match &mut self.profile {
-            Some(profile) if **profile == visit.profile => {}
-            profile => *profile = Some(Box::new(visit.profile.clone())),
+            Some(profile) if visit.is_of(profile) => {}
+            profile => *profile = Some(Box::new(visit.profile())),
         }
     }
 
@@ -96,9 +96,9 @@ impl Entry {
         match &self.base {
             Base::Unknown => None,
             Base::Absent => Some(false),
-            Base::Known(known) => {
-                Some(known.user.applied.iter().any(|(name, applied)| **name == *stream && *applied >= position))
-            }
+            Base::Known(known) => Some(
+                known.user.applied.iter().any(|(name, applied)| **name == *stream && *applied >= position),
+            ),
         }
     }
 
@@ -130,7 +130,12 @@ impl Entry {
     }
 
     /// Folds an event over everything that comes before it. The flag says whether it was pending already.
-    pub(super) fn fold_over_head(&mut self, key: &Arc<str>, seen: &Seen, gap: Duration) -> (History, Folded, bool) {
+    pub(super) fn fold_over_head(
+        &mut self,
+        key: &Arc<str>,
+        seen: &Seen,
+        gap: Duration,
+    ) -> (History, Folded, bool) {
         let is_known = self.may_have_pending(seen) && self.has_pending(seen.id);
         let head = if is_known {
             self.fold_pending(key, gap, Some(seen.id))
@@ -163,7 +168,12 @@ impl Entry {
     }
 
     /// The base with `events` folded over it.
-    pub(super) fn fold_all(&self, key: &Arc<str>, events: impl Iterator<Item = Seen>, gap: Duration) -> History {
+    pub(super) fn fold_all(
+        &self,
+        key: &Arc<str>,
+        events: impl Iterator<Item = Seen>,
+        gap: Duration,
+    ) -> History {
         let base = match &self.base {
             Base::Unknown | Base::Absent => History::default(),
             Base::Known(known) => known.user.history.clone(),

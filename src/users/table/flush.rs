@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::entry::{Base, Known, Noted};
 use super::Table;
-use crate::store::document::{Profile, User};
+use super::entry::{Base, Known, Noted};
 use crate::store::Version;
+use crate::store::document::{Profile, User};
 use crate::users::fold::Kind;
 
 /// A user's new state on its way to the store.
@@ -32,7 +32,12 @@ pub(in crate::users) struct Counted {
 impl Table {
     /// Users to be written now: quiet for `idle`, or waiting for `longest`; those of whom only others' events were seen
     /// after twice that time. In the order of how long they wait.
-    pub(in crate::users) fn due(&mut self, now: Timestamp, idle: Duration, longest: Duration) -> Vec<Arc<str>> {
+    pub(in crate::users) fn due(
+        &mut self,
+        now: Timestamp,
+        idle: Duration,
+        longest: Duration,
+    ) -> Vec<Arc<str>> {
         let mut due = Vec::new();
         for key in &self.dirty {
             let Some(entry) = self.entries.get_mut(key) else { continue };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use inlet::bus::embedded::EmbeddedBus;
 use inlet::bus::jetstream::JetStreamBus;
 use inlet::bus::{
-    Ack, Bus, ByUser, BusArgs, BusConfig, BusState, Lane, Message, Numbered, Refusal, Settled, Start, Stored,
+    Ack, Bus, BusArgs, BusConfig, BusState, ByUser, Lane, Message, Numbered, Refusal, Settled, Start, Stored,
     Wanted,
 };
 use inlet::clock::Clock;
