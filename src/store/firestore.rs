@@ -79,7 +79,7 @@ impl FirestoreArgs {
     }
 
     /// Whether it is said where Firestore is.
-    pub(super) fn is_set(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         [&self.google_cloud_project, &self.firestore_emulator_host]
             .into_iter()
             .flatten()
@@ -87,7 +87,7 @@ impl FirestoreArgs {
     }
 
     /// Checks the settings; the inner `None` is "neither project nor emulator".
-    pub(super) fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<FirestoreConfig>> {
+    pub fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<FirestoreConfig>> {
         let project =
             problems.parse_optional("GOOGLE_CLOUD_PROJECT", self.google_cloud_project.as_ref(), |text| {
                 segment(text, "a project's id such as my-project", |c| {
@@ -255,7 +255,7 @@ impl DocumentStore for FirestoreStore {
                     Err(error) if is_all_lost => return Err(error),
                     // What the other chunks were told is worth keeping.
                     Err(error) => {
-                        outcomes.extend(chunk.iter().map(|_| Err(WriteRefusal::Failed(error.clone()))))
+                        outcomes.extend(chunk.iter().map(|_| Err(WriteRefusal::Failed(error.clone()))));
                     }
                 }
             }
