@@ -533,23 +533,28 @@ async fn a_server_that_never_answers_costs_the_time_given_and_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_firestore_refuses_for_good_is_told_from_what_will_pass() {
+async fn one_document_that_firestore_refuses_for_good_is_refused_alone() {
     let fixture = Fixture::firestore().await;
-    let [a, b] = ["a", "b"].map(user);
+    let [a, b, c] = ["a", "b", "c"].map(user);
     // Beyond the size of any document.
-    let large = "x".repeat(1_100_000);
-    let answer =
-        bounded(fixture.store.write_many(vec![write(&a, json!({ "notes": large }), Condition::Absent)]))
-            .await;
-    let refused = match answer {
-        Err(StoreError::Refused { code, message }) => (code, message),
-        Ok(outcomes) => match outcomes.into_iter().next() {
-            Some(Err(WriteRefusal::Failed(StoreError::Refused { code, message }))) => (code, message),
-            other => panic!("{other:?}"),
-        },
-        Err(error) => panic!("{error}"),
+    let large = json!({ "notes": "x".repeat(1_100_000) });
+    assert!(matches!(
+        fixture.write(&b, large.clone(), Condition::Absent).await,
+        Err(WriteRefusal::Failed(StoreError::Refused { .. }))
+    ));
+    let outcomes = fixture
+        .write_many(vec![
+            write(&a, json!({ "n": 1 }), Condition::Absent),
+            write(&b, large, Condition::Absent),
+            write(&c, json!({ "n": 3 }), Condition::Absent),
+        ])
+        .await;
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok(), "{outcomes:?}");
+    let Err(WriteRefusal::Failed(StoreError::Refused { code, message })) = &outcomes[1] else {
+        panic!("{outcomes:?}")
     };
-    assert_eq!(refused.0, "INVALID_ARGUMENT");
-    assert!(refused.1.len() < 500 && !refused.1.contains("xxxxxxxx"), "{}", refused.1);
-    assert!(fixture.write(&b, json!({ "n": 1 }), Condition::Absent).await.is_ok());
+    assert_eq!(*code, "INVALID_ARGUMENT");
+    assert!(message.len() < 500 && !message.contains("xxxxxxxx"), "{message}");
+    let read = fixture.get_many(&[a, b, c]).await;
+    assert_eq!(read.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
 }
