@@ -76,10 +76,10 @@ documentation() {
 
 tests() {
   if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked
+    scripts/with-firestore-emulator cargo nextest run --locked
   else
     printf 'cargo-nextest is not installed: the same tests by cargo test\n'
-    cargo test --locked --lib --bins --tests
+    scripts/with-firestore-emulator cargo test --locked --lib --bins --tests
   fi
   cargo test --locked --doc
 }
@@ -97,6 +97,7 @@ tools() {
   command -v make >/dev/null || packages+=(make)
   command -v python3 >/dev/null || packages+=(python3)
   [[ -n ${NATS_SERVER_BIN:-} ]] || command -v nats-server >/dev/null || packages+=(nats-server)
+  [[ -n ${FIRESTORE_EMULATOR_HOST:-} ]] || command -v "${JAVA:-java}" >/dev/null || packages+=(default-jre-headless)
   if ((${#packages[@]} > 0)) || ! { rust_suits || command -v rustup >/dev/null; }; then
     may_install || missing_all "${packages[@]}"
     as_root apt-get update -q
@@ -105,6 +106,8 @@ tools() {
     fi
   fi
   rust_suits || install_rust
+  # Debian has no package of it: what to do is said.
+  scripts/with-firestore-emulator --check || exit_missing
   for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 || install_component "$component"
   done
@@ -166,8 +169,8 @@ missing_all() {
   if ! { rust_suits || command -v rustup >/dev/null; }; then
     printf 'missing: %s\n' "$(rust_missing)" >&2
   fi
-  failed_because=3
-  exit 3
+  scripts/with-firestore-emulator --check || true
+  exit_missing
 }
 
 install_component() {
@@ -179,6 +182,10 @@ install_component() {
 
 missing() {
   printf 'missing: %s\n' "$1" >&2
+  exit_missing
+}
+
+exit_missing() {
   failed_because=3
   exit 3
 }

@@ -40,6 +40,9 @@ const WRITE_CHUNK: usize = 100;
 /// Requests of one call under way at a time. A connection carries 100 in all.
 const CHUNKS_AT_ONCE: usize = 8;
 
+/// Outcomes in the order of the writes.
+type Outcomes = Vec<Result<Version, WriteRefusal>>;
+
 /// The project where an emulator alone is set: it takes any.
 const LOCAL_PROJECT: &str = "inlet-local";
 
@@ -79,7 +82,7 @@ impl FirestoreArgs {
     }
 
     /// Whether it is said where Firestore is.
-    pub(super) fn is_set(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         [&self.google_cloud_project, &self.firestore_emulator_host]
             .into_iter()
             .flatten()
@@ -87,7 +90,7 @@ impl FirestoreArgs {
     }
 
     /// Checks the settings; the inner `None` is "neither project nor emulator".
-    pub(super) fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<FirestoreConfig>> {
+    pub fn check(&self, _: &Environment, problems: &mut Problems) -> Option<Option<FirestoreConfig>> {
         let project =
             problems.parse_optional("GOOGLE_CLOUD_PROJECT", self.google_cloud_project.as_ref(), |text| {
                 segment(text, "a project's id such as my-project", |c| {
@@ -174,8 +177,27 @@ impl FirestoreStore {
         Ok(read)
     }
 
-    /// Outcomes in the order of the writes.
-    async fn write_chunk(&self, writes: &[Write]) -> Result<Vec<Result<Version, WriteRefusal>>, StoreError> {
+    /// Outcomes in the order of the writes. Firestore refuses a request as a whole, with nothing of it done, for one
+    /// document that it never takes (one too large, say); then each goes by itself, or that one would stand in the
+    /// way of its neighbours for good.
+    async fn write_chunk(&self, writes: &[Write]) -> Result<Outcomes, StoreError> {
+        match self.write_together(writes).await {
+            Err(error @ StoreError::Refused { code: "INVALID_ARGUMENT", .. }) => {
+                if writes.len() == 1 {
+                    return Ok(vec![Err(WriteRefusal::Failed(error))]);
+                }
+                let each: Vec<_> = writes.chunks(1).map(|write| self.write_together(write)).collect();
+                let answers: Vec<_> = stream::iter(each).buffered(CHUNKS_AT_ONCE).collect().await;
+                let one = |answer: Result<Outcomes, StoreError>| {
+                    answer.unwrap_or_else(|error| vec![Err(WriteRefusal::Failed(error))])
+                };
+                Ok(answers.into_iter().flat_map(one).collect())
+            }
+            answer => answer,
+        }
+    }
+
+    async fn write_together(&self, writes: &[Write]) -> Result<Outcomes, StoreError> {
         let request = BatchWriteRequest {
             database: self.connection.database().to_owned(),
             writes: writes.iter().map(|write| self.to_wire(write)).collect(),
@@ -240,10 +262,7 @@ impl DocumentStore for FirestoreStore {
         .boxed()
     }
 
-    fn write_many(
-        &self,
-        writes: Vec<Write>,
-    ) -> BoxFuture<'_, Result<Vec<Result<Version, WriteRefusal>>, StoreError>> {
+    fn write_many(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Outcomes, StoreError>> {
         async move {
             let chunks: Vec<_> = writes.chunks(WRITE_CHUNK).map(|chunk| self.write_chunk(chunk)).collect();
             let answers: Vec<_> = stream::iter(chunks).buffered(CHUNKS_AT_ONCE).collect().await;
@@ -255,7 +274,7 @@ impl DocumentStore for FirestoreStore {
                     Err(error) if is_all_lost => return Err(error),
                     // What the other chunks were told is worth keeping.
                     Err(error) => {
-                        outcomes.extend(chunk.iter().map(|_| Err(WriteRefusal::Failed(error.clone()))))
+                        outcomes.extend(chunk.iter().map(|_| Err(WriteRefusal::Failed(error.clone()))));
                     }
                 }
             }

@@ -1,3 +1,4 @@
 //! One suite for every implementation of a port.
 
 mod bus;
+mod store;

@@ -14,6 +14,7 @@ mod contract;
 mod faults;
 mod forms;
 mod harness;
+mod least_privilege;
 mod operator;
 mod path;
 mod structure;

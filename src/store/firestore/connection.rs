@@ -30,7 +30,7 @@ const LONGEST_DIAL: Duration = Duration::from_secs(5);
 
 /// A connection that is silent for the first is asked, and given up when it does not answer within the second: a
 /// lost one is noticed within their sum, also by a listener, which may be silent for hours.
-const ASK_AFTER: Duration = Duration::from_secs(20);
+const ASK_AFTER: Duration = Duration::from_secs(30);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
 
 /// Longest text of Firestore's own in a message.
@@ -50,8 +50,9 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(config: &FirestoreConfig) -> Self {
         let endpoint = match &config.emulator {
+            // Without asking: the emulator ends a connection on which nothing but that happens for 90 s.
             Some(host) => Endpoint::from_shared(format!("http://{host}")),
-            None => Endpoint::from_shared(format!("https://{HOST}")).and_then(|endpoint| {
+            None => Endpoint::from_shared(format!("https://{HOST}")).map(asking).and_then(|endpoint| {
                 endpoint.tls_config(ClientTlsConfig::new().with_webpki_roots().domain_name(HOST))
             }),
         };
@@ -60,13 +61,7 @@ impl Connection {
             tracing::error!(error = with_causes(&error), "the store's address is unusable");
             Endpoint::from_static("http://localhost:0")
         });
-        let channel = endpoint
-            .connect_timeout(LONGEST_DIAL)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(ASK_AFTER)
-            .keep_alive_timeout(GIVE_UP_AFTER)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
+        let channel = endpoint.connect_timeout(LONGEST_DIAL).tcp_nodelay(true).connect_lazy();
         let database = config.database_path();
         Self {
             channel,
@@ -123,6 +118,14 @@ impl Connection {
     }
 }
 
+/// Notices a peer that is gone without a word.
+fn asking(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .http2_keep_alive_interval(ASK_AFTER)
+        .keep_alive_timeout(GIVE_UP_AFTER)
+        .keep_alive_while_idle(true)
+}
+
 /// The outer bound.
 pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     match tokio::time::timeout(LONGEST_REQUEST, answer).await {
@@ -177,5 +180,51 @@ fn unauthenticated(error: &AuthError) -> StoreError {
     match error.kind() {
         ErrorKind::Credentials(cause) if cause.is_transient() => StoreError::Away(with_causes(error)),
         _ => StoreError::Refused { code: "UNAUTHENTICATED", message: with_causes(error) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use firestore::gcloud_sdk::google::firestore::v1::ListenRequest;
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_notices_within_a_minute_that_its_peer_is_silent() {
+        let peer = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", peer.local_addr().unwrap());
+        let mut client = Client::new(asking(Endpoint::from_shared(url).unwrap()).connect_lazy());
+        let began = tokio::time::Instant::now();
+        let listened = client.listen(stream::pending::<ListenRequest>()).await;
+        assert!(matches!(refusal(&listened.unwrap_err()), StoreError::Away(_)));
+        assert!(
+            began.elapsed() >= ASK_AFTER && began.elapsed() < Duration::from_mins(1),
+            "{:?}",
+            began.elapsed()
+        );
+        drop(peer);
+    }
+
+    #[test]
+    fn errors_are_told_apart_by_code() {
+        for code in (0..17).map(Code::from_i32) {
+            let will_pass = matches!(
+                code,
+                Code::Ok
+                    | Code::Cancelled
+                    | Code::Unknown
+                    | Code::DeadlineExceeded
+                    | Code::ResourceExhausted
+                    | Code::Aborted
+                    | Code::Internal
+                    | Code::Unavailable
+            );
+            assert_eq!(refusal(&Status::new(code, "why")).is_transient(), will_pass, "{code:?}");
+        }
+        let StoreError::Refused { code, message } = by_code(Code::PermissionDenied, &"é".repeat(500)) else {
+            panic!()
+        };
+        assert_eq!((code, message.chars().count()), ("PERMISSION_DENIED", LONGEST_MESSAGE));
     }
 }

@@ -1,5 +1,6 @@
 //! What operators change, by one listener on a query.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use firestore::gcloud_sdk::google::firestore::v1::listen_response::ResponseType;
@@ -22,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::connection::{Connection, away, by_code, refusal};
 use super::value;
-use crate::store::{Collection, Document, Edits, Name, StoreError};
+use crate::store::{Collection, Document, Edits, Name, StoreError, Version};
 
 /// The field that says that an operator changed a document, and when.
 const EDITED_AT: &str = "operatorUpdatedAt";
@@ -33,6 +34,8 @@ const TARGET: i32 = 1;
 struct Listener {
     connection: Arc<Connection>,
     answers: Streaming<ListenResponse>,
+    /// What was brought, and at which version: Firestore may begin anew at any time and send everything again.
+    brought: HashMap<Arc<str>, Version>,
     /// Ends our half of the stream with this one; the transport would keep it.
     _open: oneshot::Sender<()>,
 }
@@ -51,7 +54,7 @@ pub(super) async fn follow(connection: Arc<Connection>, since: Timestamp) -> Res
         .call(requests, async |mut client, requests| client.listen(requests).await)
         .await?
         .into_inner();
-    let mut listener = Listener { connection, answers, _open: open };
+    let mut listener = Listener { connection, answers, brought: HashMap::new(), _open: open };
     let stored = super::connection::in_time(listener.until_current()).await?;
     let changes = stream::unfold(Some(listener), |listener| async {
         let mut listener = listener?;
@@ -141,15 +144,17 @@ impl Listener {
         }
     }
 
-    /// `None` for a change by which a document leaves the query.
-    fn edit(&self, change: wire::DocumentChange) -> Result<Option<(Name, Document)>, StoreError> {
+    /// `None` for a change by which a document leaves the query, and for none at all.
+    fn edit(&mut self, change: wire::DocumentChange) -> Result<Option<(Name, Document)>, StoreError> {
         let Some(found) = change.document.filter(|_| change.target_ids.contains(&TARGET)) else {
             return Ok(None);
         };
         let users = format!("{}/{}/", self.connection.documents(), Collection::Users.as_str());
         let Some(id) = found.name.strip_prefix(&users) else { return Ok(None) };
         let document = value::to_document(found.fields, found.update_time)?;
-        Ok(Some((Name::user(id.into()), document)))
+        let id: Arc<str> = id.into();
+        let is_known = self.brought.insert(Arc::clone(&id), document.version) == Some(document.version);
+        Ok((!is_known).then(|| (Name::user(id), document)))
     }
 }
 

@@ -160,6 +160,8 @@ pub(super) fn from_version(version: Version) -> WireTime {
 
 #[cfg(test)]
 mod tests {
+    use firestore::gcloud_sdk::google::r#type::LatLng;
+
     use super::*;
 
     fn fields(value: Value) -> Fields {
@@ -198,7 +200,7 @@ mod tests {
         for value in [
             ValueType::BytesValue(vec![1]),
             ValueType::ReferenceValue("projects/p".to_owned()),
-            ValueType::GeoPointValue(Default::default()),
+            ValueType::GeoPointValue(LatLng { latitude: 1.0, longitude: 2.0 }),
             ValueType::DoubleValue(f64::NAN),
         ] {
             let shown = to_json(Wire { value_type: Some(value) });
