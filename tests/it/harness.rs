@@ -1,8 +1,11 @@
 //! What the tests stand on: children that end with their test, and accounts that must close.
 
 pub mod child;
+pub mod emulator;
 pub mod inlet;
 pub mod nats;
+pub mod people;
+pub mod proxy;
 pub mod stream;
 
 use std::future::Future;
