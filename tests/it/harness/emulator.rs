@@ -123,7 +123,7 @@ fn plain_fields(document: &Value) -> Map<String, Value> {
 
 /// A value as plain JSON.
 fn plain(value: &Value) -> Value {
-    let (kind, value) = value.as_object().and_then(|typed| typed.iter().next()).expect("one type per value");
+    let (kind, value) = value.as_object().and_then(|typed| typed.iter().next()).unwrap();
     match kind.as_str() {
         "nullValue" => Value::Null,
         "integerValue" => json!(value.as_str().unwrap().parse::<i64>().unwrap()),
