@@ -2,8 +2,11 @@
 
 pub mod child;
 pub mod firestore;
+pub mod emulator;
 pub mod inlet;
 pub mod nats;
+pub mod people;
+pub mod proxy;
 pub mod stream;
 
 use std::future::Future;
