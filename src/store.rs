@@ -295,7 +295,7 @@ mod tests {
         assert!(problem([Some("mongo"), None, None, None]).starts_with("USER_STORE_DRIVER: \"mongo\" is"));
         assert!(problem([None, Some("a/b"), None, None]).starts_with("GOOGLE_CLOUD_PROJECT: "));
         assert!(problem([None, Some("a"), Some("A b"), None]).starts_with("FIREBASE_DATABASE_ID: "));
-        for host in ["localhost", "http://", "localhost:port", "a/b:1", "localhost:8080/x"] {
+        for host in ["localhost", "http://", "localhost:port", "a/b:1", "localhost:8080/x", "ä:1", "a@b:1"] {
             assert!(
                 problem([None, None, None, Some(host)]).starts_with("FIRESTORE_EMULATOR_HOST: "),
                 "{host}"

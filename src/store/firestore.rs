@@ -128,7 +128,8 @@ fn segment(text: &str, what: &str, is_fine: impl Fn(char) -> bool) -> Result<Str
 fn host(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("http://").unwrap_or(text);
     let is_fine = host.rsplit_once(':').is_some_and(|(name, port)| {
-        !name.is_empty() && !name.contains(['/', '@', ' ']) && port.parse::<u16>().is_ok()
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-._[:]".contains(c);
+        !name.is_empty() && name.chars().all(is_name) && port.parse::<u16>().is_ok()
     });
     if is_fine { Ok(host.to_owned()) } else { Err(format!("{text:?} is not host:port")) }
 }

@@ -211,6 +211,9 @@ fn write_error(error: impl Into<redb::Error>) -> EmbeddedStoreError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -246,5 +249,64 @@ mod tests {
         let reading = database.begin_read().unwrap();
         assert_eq!(reading.open_table(NUMBERS).unwrap().get("format").unwrap().unwrap().value(), FORMAT + 1);
         assert!(reading.open_table(DOCUMENTS).is_err());
+    }
+
+    /// A write of one of three documents: which, one of three fields, a value, and a condition: 0 none, 1 absent,
+    /// else the version that many writes ago.
+    type Step = (u8, u8, u64, u64);
+
+    fn step_of((id, field, value, condition): Step, last: u64) -> Write {
+        let condition = match condition {
+            0 => Condition::Always,
+            1 => Condition::Absent,
+            ago => Condition::At(Version(last.saturating_sub(ago - 2))),
+        };
+        let fields = fields(json!({ format!("f.{field}"): value }));
+        Write { name: Name::user(id.to_string().into()), fields, condition }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_does_as_a_map_would(
+            groups in prop::collection::vec(prop::collection::vec((0..3_u8, 0..3_u8, 0..9_u64, 0..5_u64), 1..6), 1..12)
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("users.redb");
+            let mut file = StoreFile::open(&path).unwrap();
+            let mut model: BTreeMap<Name, (u64, BTreeMap<String, u64>)> = BTreeMap::new();
+            let mut last = 0;
+            for (turn, group) in groups.into_iter().enumerate() {
+                let writes: Vec<_> = group.iter().map(|step| step_of(*step, last)).collect();
+                let outcomes = file.write(&writes).unwrap();
+                for ((write, outcome), (_, field, value, _)) in writes.iter().zip(outcomes).zip(group) {
+                    let holds = match (write.condition, model.get(&write.name)) {
+                        (Condition::Always, _) | (Condition::Absent, None) => true,
+                        (Condition::At(version), Some((at, _))) => version.0 == *at,
+                        (Condition::Absent, Some(_)) | (Condition::At(_), None) => false,
+                    };
+                    prop_assert_eq!(holds, matches!(outcome, Outcome::Written(_)));
+                    if holds {
+                        last += 1;
+                        let document = model.entry(write.name.clone()).or_default();
+                        document.0 = last;
+                        document.1.insert(field.to_string(), value);
+                    }
+                }
+                if turn % 4 == 3 {
+                    drop(file);
+                    file = StoreFile::open(&path).unwrap();
+                }
+                for id in 0..3 {
+                    let name = Name::user(id.to_string().into());
+                    let wanted = model.get(&name).map(|(version, values)| Document {
+                        fields: fields(json!({ "f": values })),
+                        version: Version(*version),
+                    });
+                    prop_assert_eq!(&file.get(&[name]).unwrap(), &[wanted]);
+                }
+            }
+        }
     }
 }

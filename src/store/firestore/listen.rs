@@ -21,7 +21,7 @@ use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::connection::{Connection, away, by_code, refusal};
+use super::connection::{Connection, away, by_code, in_time, refusal};
 use super::value;
 use crate::store::{Collection, Document, Edits, Name, StoreError, Version};
 
@@ -55,7 +55,7 @@ pub(super) async fn follow(connection: Arc<Connection>, since: Timestamp) -> Res
         .await?
         .into_inner();
     let mut listener = Listener { connection, answers, brought: HashMap::new(), _open: open };
-    let stored = super::connection::in_time(listener.until_current()).await?;
+    let stored = listener.until_current().await?;
     let changes = stream::unfold(Some(listener), |listener| async {
         let mut listener = listener?;
         match listener.next().await {
@@ -95,11 +95,11 @@ fn target(connection: &Connection, since: Timestamp) -> Target {
 }
 
 impl Listener {
-    /// What there is already.
+    /// What there is already. Each answer has its time, not all of them together: there may be many.
     async fn until_current(&mut self) -> Result<Vec<(Name, Document)>, StoreError> {
         let mut stored = Vec::new();
         loop {
-            match self.answer().await? {
+            match in_time(self.answer()).await? {
                 ResponseType::DocumentChange(change) => stored.extend(self.edit(change)?),
                 ResponseType::TargetChange(change) => {
                     if check(&change)? == TargetChangeType::Current {
