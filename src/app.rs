@@ -1,6 +1,8 @@
 //! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
 //! and at the end lets them go in the order of the path.
 
+mod config;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +38,9 @@ use crate::store::{self, StoreArgs, StoreConfig, StoreDriver};
 use crate::tasks::{Ended, Tasks};
 use crate::telemetry::logs::{LogArgs, LogConfig};
 use crate::tls::{self, TlsArgs, TlsConfig, TlsError};
-use crate::users::{EnrichArgs, EnrichConfig, EnrichMode, Following, UserMetrics, Users};
+use crate::users::{EnrichMode, Following, UserMetrics, Users};
+
+pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -46,129 +50,6 @@ const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// After the grace: what is left must be gone.
 const AFTER_GRACE: Duration = Duration::from_millis(250);
-
-/// Settings of the service.
-#[derive(Debug, Clone, Args)]
-pub struct AppArgs {
-    /// Folder of the embedded parts
-    #[arg(long, env, default_value = "./data")]
-    data_dir: String,
-    /// From SIGTERM to the end, at most
-    #[arg(long, env, default_value = "8s")]
-    shutdown_grace: String,
-    #[command(flatten)]
-    http: HttpArgs,
-    #[command(flatten)]
-    logs: LogArgs,
-    #[command(flatten)]
-    path: PathArgs,
-}
-
-/// Settings of the path from a source to the stream.
-#[derive(Debug, Clone, Args)]
-pub struct PathArgs {
-    #[command(flatten)]
-    twitch: TwitchArgs,
-    #[command(flatten)]
-    intake: IntakeArgs,
-    #[command(flatten)]
-    publish: PublishArgs,
-    #[command(flatten)]
-    bus: BusArgs,
-    #[command(flatten)]
-    enrich: EnrichArgs,
-    #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    tls: TlsArgs,
-}
-
-/// Checked settings of the service.
-#[derive(Debug, Clone, Serialize)]
-pub struct AppConfig {
-    /// Folder of the embedded parts.
-    #[serde(rename = "DATA_DIR")]
-    pub data_dir: PathBuf,
-    /// From SIGTERM to the end.
-    #[serde(rename = "SHUTDOWN_GRACE", serialize_with = "settings::shown_duration")]
-    pub shutdown_grace: Duration,
-    /// The operator's HTTP.
-    #[serde(flatten)]
-    pub http: HttpConfig,
-    /// The log.
-    #[serde(flatten)]
-    pub logs: LogConfig,
-    /// The path.
-    #[serde(flatten)]
-    pub path: PathConfig,
-}
-
-/// Checked settings of the path.
-#[derive(Debug, Clone, Serialize)]
-pub struct PathConfig {
-    #[serde(flatten)]
-    twitch: TwitchConfig,
-    #[serde(flatten)]
-    intake: IntakeConfig,
-    #[serde(flatten)]
-    publish: PublishConfig,
-    /// The bus.
-    #[serde(flatten)]
-    pub bus: BusConfig,
-    /// Enrichment.
-    #[serde(flatten)]
-    pub enrich: EnrichConfig,
-    /// The user store.
-    #[serde(flatten)]
-    pub store: StoreConfig,
-    /// TLS.
-    #[serde(flatten)]
-    pub tls: TlsConfig,
-}
-
-impl AppArgs {
-    /// Checks the settings; every problem is noted.
-    pub fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<AppConfig> {
-        let data_dir = self.check_data_dir(problems);
-        let shutdown_grace = problems.parse("SHUTDOWN_GRACE", &self.shutdown_grace, settings::duration);
-        let http = self.http.check(environment, problems);
-        let logs = self.logs.check(environment, problems);
-        let path = self.path.check(environment, problems);
-        Some(AppConfig {
-            data_dir: data_dir?,
-            shutdown_grace: shutdown_grace?,
-            http: http?,
-            logs: logs?,
-            path: path?,
-        })
-    }
-
-    fn check_data_dir(&self, problems: &mut Problems) -> Option<PathBuf> {
-        problems.parse("DATA_DIR", &self.data_dir, |text| Ok(PathBuf::from(text)))
-    }
-}
-
-impl PathArgs {
-    fn check(&self, environment: &Environment, problems: &mut Problems) -> Option<PathConfig> {
-        let twitch = self.twitch.check(environment, problems);
-        let intake = self.intake.check(problems);
-        let publish = self.publish.check(problems);
-        let bus = self.bus.check(environment, problems);
-        let store = self.store.check(environment, problems);
-        let writes_cost = store.as_ref().is_some_and(|store| store.driver == StoreDriver::Firestore);
-        let enrich = self.enrich.check(writes_cost, problems);
-        let tls = self.tls.check(problems);
-        Some(PathConfig {
-            twitch: twitch?,
-            intake: intake?,
-            publish: publish?,
-            bus: bus?,
-            enrich: enrich?,
-            store: store?,
-            tls: tls?,
-        })
-    }
-}
 
 /// Why the service could not start, or did not end well.
 #[derive(Debug, Error)]
@@ -316,24 +197,6 @@ pub fn lay_path(
     }
     tasks.spawn("pipeline", pipeline::run(door, enrich, publish));
     intake
-}
-
-impl PathConfig {
-    /// Whether something lies in `DATA_DIR` that has one user at a time.
-    pub fn has_embedded_parts(&self) -> bool {
-        let has_store = self.enrich.mode != EnrichMode::Off && self.store.driver == StoreDriver::Embedded;
-        has_store || self.bus.driver == Driver::Embedded
-    }
-
-    /// Messages under way at a time.
-    pub fn window(&self) -> usize {
-        self.publish.max_in_flight
-    }
-
-    /// Which copies in a shared chat are events.
-    pub fn shared_chat(&self) -> SharedChatMode {
-        self.twitch.shared_chat
-    }
 }
 
 /// A running service.

@@ -4,13 +4,13 @@
 //! window is settled and what failed was sent again and acknowledged, under the same ids: so order is kept, and
 //! a repetition does no harm.
 
+mod config;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use jiff::Timestamp;
-use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -23,8 +23,9 @@ use crate::clock::Clock;
 use crate::envelope::deadletter::Original;
 use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome, SubjectTemplate};
 use crate::retry::Backoff;
-use crate::settings::{self, Problems};
 use crate::users::Users;
+
+pub use config::{PublishArgs, PublishConfig};
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
@@ -33,53 +34,6 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// that Inlet makes.
 const USUAL_LARGEST_MESSAGE: usize = 1 << 20;
 const USUAL_DUPLICATE_WINDOW: Duration = Duration::from_mins(10);
-
-/// Settings of publishing.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Publishing")]
-#[expect(clippy::struct_field_names, reason = "the names are the flags")]
-pub struct PublishArgs {
-    /// Messages sent and not yet acknowledged, at most
-    #[arg(long, env, default_value = "1024")]
-    publish_max_in_flight: String,
-    /// Refusals of unknown kind before a message becomes a dead letter
-    #[arg(long, env, default_value = "5")]
-    publish_max_attempts: String,
-    /// How long to wait for an ack
-    #[arg(long, env, default_value = "5s")]
-    publish_ack_wait: String,
-}
-
-/// Checked settings of publishing.
-#[derive(Debug, Clone, Serialize)]
-pub struct PublishConfig {
-    /// Messages sent and not yet acknowledged.
-    #[serde(rename = "PUBLISH_MAX_IN_FLIGHT")]
-    pub max_in_flight: usize,
-    /// Refusals of unknown kind before a message becomes a dead letter.
-    #[serde(rename = "PUBLISH_MAX_ATTEMPTS")]
-    pub max_attempts: u32,
-    /// How long to wait for an ack.
-    #[serde(rename = "PUBLISH_ACK_WAIT", serialize_with = "settings::shown_duration")]
-    pub ack_wait: Duration,
-}
-
-impl PublishArgs {
-    /// Checks the settings.
-    pub fn check(&self, problems: &mut Problems) -> Option<PublishConfig> {
-        let max_in_flight =
-            problems.parse("PUBLISH_MAX_IN_FLIGHT", &self.publish_max_in_flight, settings::count(1, 65_536));
-        let max_attempts =
-            problems.parse("PUBLISH_MAX_ATTEMPTS", &self.publish_max_attempts, settings::count(1, 1_000));
-        let ack_wait =
-            problems.parse("PUBLISH_ACK_WAIT", &self.publish_ack_wait, settings::positive_duration);
-        Some(PublishConfig {
-            max_in_flight: max_in_flight?,
-            max_attempts: u32::try_from(max_attempts?).unwrap_or(u32::MAX),
-            ack_wait: ack_wait?,
-        })
-    }
-}
 
 /// What may be sent.
 #[derive(Clone, Copy, PartialEq, Eq)]

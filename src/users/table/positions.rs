@@ -1,0 +1,166 @@
+//! Where events stand in the stream: what publishing says of this instance's own, and what the projection brings of
+//! everybody's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::entry::Noted;
+use super::{Stream, Table};
+use crate::users::fold::{Seen, fold};
+
+impl Table {
+    /// The stream has an event of this instance at `position`.
+    pub(in crate::users) fn acked(&mut self, key: &Arc<str>, id: Uuid, position: u64) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(event) = entry.in_flight.iter_mut().find(|event| event.seen.id == id) else { return };
+        event.acked = Some(position);
+        self.acked.insert(position, Arc::clone(key));
+        if self.streams.last().is_some_and(|stream| position <= stream.position) {
+            self.settle_up_to(position);
+        }
+    }
+
+    /// The projection stands beyond what is acknowledged up to here, and did not note it: it was counted before, or the
+    /// stream dropped it.
+    fn settle_up_to(&mut self, position: u64) {
+        while let Some(first) = self.acked.first_entry().filter(|first| *first.key() <= position) {
+            let (position, key) = first.remove_entry();
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            let before = entry.in_flight.len();
+            entry.take_in_flight(|event| event.acked == Some(position));
+            if let Some(stream) = self.streams.last().filter(|_| entry.in_flight.len() < before) {
+                let is_lost =
+                    position > stream.began_at && entry.covers(&stream.identity, position) == Some(false);
+                self.lost += u64::from(is_lost);
+            }
+        }
+    }
+
+    /// An event of this instance became a dead letter: it touches no count.
+    pub(in crate::users) fn dead_lettered(&mut self, key: &Arc<str>, id: Uuid) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.take_in_flight(|event| event.seen.id == id);
+        }
+    }
+
+    /// Where the present stream is known to hold an event.
+    pub(in crate::users) fn position_of(&self, key: &Arc<str>, id: Uuid) -> Option<u64> {
+        let stream = self.streams.len().checked_sub(1)?;
+        let noted = &self.entries.get(key)?.noted;
+        noted.iter().find(|noted| noted.seen.id == id && noted.stream == stream).map(|noted| noted.position)
+    }
+
+    /// The projection brings an event.
+    pub(in crate::users) fn note(&mut self, key: &Arc<str>, seen: Seen, position: u64, now: Timestamp) {
+        let Some(stream) = self.streams.len().checked_sub(1) else { return };
+        self.entry(key);
+        let Self { entries, streams, dirty, noted, acked, gap, .. } = self;
+        let Some(entry) = entries.get_mut(key) else { return };
+        let under_way = entry.in_flight.iter().position(|event| event.seen.id == seen.id);
+        let head = entry.head.take();
+        if under_way.is_some() {
+            entry.take_in_flight(|event| event.seen.id == seen.id);
+            acked.remove(&position);
+        }
+        if entry.covers(&streams[stream].identity, position) == Some(true) {
+            entry.head = head.filter(|_| under_way.is_none());
+            return;
+        }
+        entry.head = match (head, under_way) {
+            // The first in flight becomes the last noted: the order is the same, and so is the head.
+            (head, Some(0)) => head,
+            (Some(head), None) if entry.in_flight.is_empty() => {
+                Some(Box::new(fold(key, entry.as_first(*head, seen.id), &seen, *gap).0))
+            }
+            _ => None,
+        };
+        entry.first_noted_at = if entry.noted.is_empty() { now } else { entry.first_noted_at };
+        entry.last_noted_at = now;
+        entry.noted.push(Noted { seen, stream, position });
+        *noted += 1;
+        dirty.insert(Arc::clone(key));
+    }
+
+    /// Whether the user is in memory, read or not.
+    pub(in crate::users) fn holds(&self, key: &Arc<str>) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// The stream dropped this many positions before they were noted.
+    pub(in crate::users) fn lose(&mut self, positions: u64) {
+        self.lost += positions;
+    }
+
+    /// The projection stands here: everything up to it was noted.
+    pub(in crate::users) fn followed_to(&mut self, position: u64) {
+        if let Some(stream) = self.streams.last_mut() {
+            stream.position = stream.position.max(position);
+        }
+        self.settle_up_to(position);
+    }
+
+    /// The projection begins to follow a stream behind `counted_to`, for the first time or anew. What another stream
+    /// before it acknowledged, and nobody noted, is given up; what is acknowledged up to there is counted.
+    pub(in crate::users) fn begin(&mut self, identity: &str, counted_to: u64) {
+        let is_another = self.streams.last().is_some_and(|stream| *stream.identity != *identity);
+        if self.streams.is_empty() || is_another {
+            let stream = Stream { identity: identity.into(), began_at: counted_to, position: counted_to };
+            self.streams.push(stream);
+        }
+        let mut given_up = 0;
+        for entry in self.entries.values_mut() {
+            let before = entry.in_flight.len();
+            entry.take_in_flight(|event| {
+                event.acked.is_some_and(|position| is_another || position <= counted_to)
+            });
+            given_up += (before - entry.in_flight.len()) as u64;
+        }
+        self.acked = if is_another { BTreeMap::new() } else { self.acked.split_off(&(counted_to + 1)) };
+        self.lost += if is_another { given_up } else { 0 };
+    }
+
+    /// Memory is at its end and the store away: everything noted of the present stream is forgotten, to be read again
+    /// from behind `counted_to`.
+    pub(in crate::users) fn go_back_to(&mut self, counted_to: u64) {
+        let Some(current) = self.streams.len().checked_sub(1) else { return };
+        let identity = Arc::clone(&self.streams[current].identity);
+        self.streams[current].position = counted_to;
+        self.streams[current].began_at = self.streams[current].began_at.min(counted_to);
+        let Self { entries, dirty, noted, .. } = self;
+        dirty.retain(|key| {
+            let Some(entry) = entries.get_mut(key) else { return false };
+            let before = entry.noted.len();
+            entry.noted.retain(|event| event.stream != current);
+            entry.noted.shrink_to_fit();
+            entry.head = None;
+            *noted -= before - entry.noted.len();
+            !entry.noted.is_empty()
+        });
+        self.begin(&identity, counted_to);
+    }
+
+    /// The projection's position in the present stream, and its identity.
+    pub(in crate::users) fn position(&self) -> Option<(Arc<str>, u64)> {
+        self.streams.last().map(|stream| (Arc::clone(&stream.identity), stream.position))
+    }
+
+    /// Up to where everything in the present stream is counted in every user.
+    pub(in crate::users) fn counted_to(&self) -> Option<(Arc<str>, u64)> {
+        let current = self.streams.len().checked_sub(1)?;
+        let first_uncounted = |key: &Arc<str>| {
+            let noted = &self.entries.get(key)?.noted;
+            noted.iter().find(|noted| noted.stream == current).map(|noted| noted.position - 1)
+        };
+        let stream = &self.streams[current];
+        let to = self.dirty.iter().filter_map(first_uncounted).min().unwrap_or(stream.position);
+        Some((Arc::clone(&stream.identity), to.min(stream.position)))
+    }
+
+    /// Whether an acknowledged event has not been noted yet.
+    pub(in crate::users) fn awaits_notes(&self) -> bool {
+        !self.acked.is_empty()
+    }
+}
