@@ -4,13 +4,10 @@
 mod config;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
-use serde::Serialize;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -18,26 +15,19 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
 use crate::bus::jetstream::JetStreamBus;
-use crate::bus::{Bus, BusArgs, BusConfig, BusPart, BusState, Driver};
+use crate::bus::{Bus, BusConfig, BusPart, BusState, Driver};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
-use crate::http::{self, HttpArgs, HttpConfig, HttpMetrics, Shown};
-use crate::pipeline::{
-    self, Enrich, Intake, IntakeArgs, IntakeConfig, PipelineMetrics, Publish, PublishArgs, PublishConfig,
-    open_door,
-};
-use crate::settings::{self, Environment, Problems};
-use crate::source::twitch::{
-    Normalizer, ReplayDoor, SharedChatMode, Twitch, TwitchArgs, TwitchConfig, TwitchMetrics, TwitchStatus,
-};
+use crate::http::{self, HttpConfig, HttpMetrics, Shown};
+use crate::pipeline::{self, Enrich, Intake, PipelineMetrics, Publish, open_door};
+use crate::source::twitch::{Normalizer, ReplayDoor, Twitch, TwitchMetrics, TwitchStatus};
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::store::measured::{Store, StoreMetrics};
-use crate::store::{self, StoreArgs, StoreConfig, StoreDriver};
+use crate::store::{self};
 use crate::tasks::{Ended, Tasks};
-use crate::telemetry::logs::{LogArgs, LogConfig};
-use crate::tls::{self, TlsArgs, TlsConfig, TlsError};
+use crate::tls::{self, TlsConfig, TlsError};
 use crate::users::{EnrichMode, Following, UserMetrics, Users};
 
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};

@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::envelope::{MessageId, SubjectTemplate};
+use crate::envelope::MessageId;
 use crate::label;
 use crate::status::Part;
 

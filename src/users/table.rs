@@ -7,19 +7,18 @@
 mod entry;
 mod flush;
 mod positions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use uuid::Uuid;
-
-use super::fold::{Folded, Seen, fold};
+use super::fold::{Folded, Seen};
 use crate::envelope::draft;
 use crate::store::document::{History, Operator, Profile, User};
 use crate::store::{Document, Version, document};
-use entry::{Base, Entry, InFlight, Known, Noted};
+use entry::{Base, Entry, InFlight, Known};
 
 pub(super) use flush::Flushing;
 

@@ -92,6 +92,7 @@ fn what_replay_publishes_is_what_an_independent_reading_of_the_contract_expects(
         let environment = [
             ("DATA_DIR", folder.path().to_str().unwrap()),
             ("TWITCH_SHARED_CHAT", mode),
+            ("ENRICH_MODE", "off"),
             ("LOG_LEVEL", "error"),
         ];
         let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);

@@ -1,8 +1,8 @@
 //! What the tests stand on: children that end with their test, and accounts that must close.
 
 pub mod child;
-pub mod firestore;
 pub mod emulator;
+pub mod firestore;
 pub mod inlet;
 pub mod nats;
 pub mod people;

@@ -17,5 +17,6 @@ mod harness;
 mod least_privilege;
 mod operator;
 mod path;
+mod people;
 mod structure;
 mod tls;

@@ -11,6 +11,7 @@ use crate::harness::inlet::{Inlet, Simulator, run};
 #[tokio::test]
 async fn day_one_no_channels_and_everything_answers() {
     let mut inlet = Inlet::serve(&[]).await;
+    inlet.ready().await;
     for path in [
         "/livez",
         "/live",

@@ -35,7 +35,10 @@ async fn everything_sent_is_in_the_stream_once_and_in_order() {
     let trace = message.body["traceId"].as_str().unwrap();
     assert_eq!(message.headers["traceparent"], format!("00-{trace}-{}-01", &trace[16..]));
     assert_eq!(message.headers["Nats-Msg-Id"], message.body["id"].as_str().unwrap());
-    assert!(!message.headers.contains_key("Inlet-User"), "only with enrichment");
+    let by_user = format!("users/{}", message.headers["Inlet-User"]);
+    assert_eq!(by_user, message.body["auth"]["userRef"]);
+    let at: jiff::Timestamp = message.body["occurredAt"].as_str().unwrap().parse().unwrap();
+    assert_eq!(message.headers["Inlet-At"], at.as_millisecond().to_string());
 }
 
 #[tokio::test]

@@ -259,6 +259,11 @@ impl Simulator {
             .collect()
     }
 
+    /// Its log of what it sent.
+    pub fn sent_file(&self) -> PathBuf {
+        self.folder.path().join("sent")
+    }
+
     fn sent_log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.folder.path().join("sent")).unwrap();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -1,0 +1,333 @@
+//! Any interleaving of two instances, a stream and a store, with crashes, lost answers, edits and dead letters, ends in the
+//! counts of the straight run, and in tags that are each given once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::{Entered, Opening, Table, Visit};
+use crate::envelope::draft::{Role, User};
+use crate::envelope::id::event_id;
+use crate::store::document::{read_user, write_counts, write_history};
+use crate::store::{Document, Fields, Version};
+use crate::users::fold::{Kind, Seen, Tags};
+
+const STREAM: &str = "S@1";
+const USERS: u8 = 3;
+const GAP: Duration = Duration::from_secs(60);
+
+/// What may happen next; a number chooses whom or what it happens to.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    TakeIn(u8),
+    Send(u8),
+    /// It is stored, and the answer does not come.
+    SendAndLoseTheAck(u8),
+    DeadLetter(u8),
+    Follow(u8),
+    Flush(u8),
+    /// It is written, and the answer does not come.
+    FlushAndLoseTheAnswer(u8),
+    Note(u8),
+    Crash(u8),
+    Edit(u8),
+    GoBack(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => any::<u8>().prop_map(Step::TakeIn),
+        5 => any::<u8>().prop_map(Step::Send),
+        1 => any::<u8>().prop_map(Step::SendAndLoseTheAck),
+        1 => any::<u8>().prop_map(Step::DeadLetter),
+        5 => any::<u8>().prop_map(Step::Follow),
+        3 => any::<u8>().prop_map(Step::Flush),
+        1 => any::<u8>().prop_map(Step::FlushAndLoseTheAnswer),
+        2 => any::<u8>().prop_map(Step::Note),
+        1 => any::<u8>().prop_map(Step::Crash),
+        1 => any::<u8>().prop_map(Step::Edit),
+        1 => any::<u8>().prop_map(Step::GoBack),
+    ]
+}
+
+struct Instance {
+    table: Table,
+    /// Taken in and without an ack: key, event, tags.
+    unsent: Vec<(Arc<str>, Seen, Tags)>,
+    taken_in: usize,
+    followed: usize,
+}
+
+struct World {
+    events: Vec<(Arc<str>, Seen)>,
+    stream: Vec<(Arc<str>, Seen, Tags)>,
+    dead: BTreeSet<Uuid>,
+    store: HashMap<Arc<str>, (Fields, u64)>,
+    versions: u64,
+    counted_to: u64,
+    instances: Vec<Instance>,
+    user: User,
+}
+
+impl World {
+    fn new(events: Vec<(Arc<str>, Seen)>) -> Self {
+        let user = User {
+            id: "1".into(),
+            name: "a".into(),
+            display_name: "A".into(),
+            profile_image_url: String::new(),
+            role: Role::Viewer,
+            roles: vec![Role::Viewer],
+            tags: vec![],
+        };
+        let mut world = Self {
+            events,
+            stream: vec![],
+            dead: BTreeSet::new(),
+            store: HashMap::new(),
+            versions: 0,
+            counted_to: 0,
+            instances: vec![],
+            user,
+        };
+        world.instances = vec![world.started(0), world.started(0)];
+        world
+    }
+
+    fn started(&self, taken_in: usize) -> Instance {
+        let mut table = Table::new(GAP, 100);
+        table.begin(STREAM, self.counted_to);
+        let followed = usize::try_from(self.counted_to).unwrap();
+        Instance { table, unsent: vec![], taken_in, followed }
+    }
+
+    fn document(&self, key: &Arc<str>) -> Option<Document> {
+        let (fields, version) = self.store.get(key)?;
+        Some(Document { fields: fields.clone(), version: Version(*version) })
+    }
+
+    /// Writes if the condition holds.
+    fn write(&mut self, key: &Arc<str>, condition: Option<Version>, fields: Fields) -> Option<Version> {
+        let now = self.store.get(key).map(|(_, version)| Version(*version));
+        if now != condition {
+            return None;
+        }
+        self.versions += 1;
+        let (stored, version) = self.store.entry(Arc::clone(key)).or_default();
+        stored.extend(fields);
+        *version = self.versions;
+        Some(Version(self.versions))
+    }
+
+    fn load(&mut self, i: usize, key: &Arc<str>) {
+        let document = self.document(key);
+        self.instances[i].table.loaded(key, document.as_ref());
+    }
+
+    /// The next event meets its user, if nothing has to be waited for.
+    fn take_in(&mut self, i: usize) {
+        let Some((key, seen)) = self.events.get(self.instances[i].taken_in).cloned() else { return };
+        let user = self.user.clone();
+        let visit = Visit { key: Arc::clone(&key), seen, room: 10_000, user: &user };
+        loop {
+            match self.instances[i].table.enter(&visit, false) {
+                Entered::Unknown => self.load(i, &key),
+                Entered::NeedsWrite => {
+                    let openings = self.instances[i].table.openings(std::iter::once(&visit));
+                    assert_eq!(openings.len(), 1);
+                    for opening in openings {
+                        self.open(i, opening);
+                    }
+                }
+                Entered::MustWait => return,
+                Entered::Met(met) => {
+                    let instance = &mut self.instances[i];
+                    instance.unsent.push((key, seen, met.folded.tags));
+                    instance.taken_in += 1;
+                    return;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn open(&mut self, i: usize, opening: Opening) {
+        let key = Arc::clone(&opening.key);
+        match self.write(&key, opening.version, write_history(&opening.history)) {
+            Some(version) => self.instances[i].table.opened(opening, version),
+            None => self.instances[i].table.forget_base(&key),
+        }
+    }
+
+    /// Sends the first unsent event; each instance sends in order.
+    fn send(&mut self, i: usize, is_answered: bool) {
+        let Some((key, seen, tags)) = self.instances[i].unsent.first().cloned() else { return };
+        let there = self.stream.iter().position(|(_, stored, _)| stored.id == seen.id);
+        let position = there.unwrap_or_else(|| {
+            self.stream.push((Arc::clone(&key), seen, tags));
+            self.stream.len() - 1
+        }) as u64
+            + 1;
+        if is_answered {
+            self.instances[i].unsent.remove(0);
+            self.instances[i].table.acked(&key, seen.id, position);
+        }
+    }
+
+    fn dead_letter(&mut self, i: usize) {
+        let Some((key, seen, _)) = self.instances[i].unsent.first().cloned() else { return };
+        let is_there = self.stream.iter().any(|(_, stored, _)| stored.id == seen.id);
+        if !is_there {
+            self.instances[i].unsent.remove(0);
+            self.instances[i].table.dead_lettered(&key, seen.id);
+            self.dead.insert(seen.id);
+        }
+    }
+
+    fn follow(&mut self, i: usize) {
+        let instance = &mut self.instances[i];
+        let Some((key, seen, _)) = self.stream.get(instance.followed) else { return };
+        instance.followed += 1;
+        let position = instance.followed as u64;
+        instance.table.note(key, *seen, position, Timestamp::UNIX_EPOCH);
+        instance.table.followed_to(position);
+    }
+
+    fn flush(&mut self, i: usize, key: &Arc<str>, is_answered: bool) {
+        let is_missing = !self.instances[i].table.missing(std::iter::once(key)).is_empty();
+        if is_missing {
+            self.load(i, key);
+        }
+        let Some(flushing) = self.instances[i].table.flush(key) else { return };
+        let mut fields = write_history(&flushing.user.history);
+        write_counts(&mut fields, &flushing.user);
+        match self.write(key, flushing.version, fields) {
+            Some(version) if is_answered => drop(self.instances[i].table.flushed(flushing, version)),
+            _ => self.instances[i].table.not_flushed(key),
+        }
+    }
+
+    fn note(&mut self, i: usize) {
+        let (_, counted_to) = self.instances[i].table.counted_to().unwrap();
+        self.counted_to = self.counted_to.max(counted_to);
+    }
+
+    fn edit(&mut self, key: &Arc<str>) {
+        let version = self.store.get(key).map(|(_, version)| Version(*version));
+        if version.is_some() {
+            let mut fields = Fields::new();
+            fields.insert("notes".into(), format!("{}", self.versions).into());
+            self.write(key, version, fields);
+            if self.versions.is_multiple_of(2) {
+                let document = self.document(key).unwrap();
+                self.instances[0].table.edited(key, &document);
+            }
+        }
+    }
+
+    fn go_back(&mut self, i: usize) {
+        let instance = &mut self.instances[i];
+        instance.table.go_back_to(self.counted_to);
+        instance.followed = usize::try_from(self.counted_to).unwrap();
+    }
+
+    fn run(&mut self, step: Step) {
+        let key = |n: u8| user(n % USERS);
+        match step {
+            Step::TakeIn(n) => self.take_in(usize::from(n % 2)),
+            Step::Send(n) => self.send(usize::from(n % 2), true),
+            Step::SendAndLoseTheAck(n) => self.send(usize::from(n % 2), false),
+            Step::DeadLetter(n) => self.dead_letter(usize::from(n % 2)),
+            Step::Follow(n) => self.follow(usize::from(n % 2)),
+            Step::Flush(n) => self.flush(usize::from(n % 2), &key(n / 2), true),
+            Step::FlushAndLoseTheAnswer(n) => self.flush(usize::from(n % 2), &key(n / 2), false),
+            Step::Note(n) => self.note(usize::from(n % 2)),
+            Step::Crash(n) => {
+                let i = usize::from(n % 2);
+                self.instances[i] = self.started(self.instances[i].taken_in);
+            }
+            Step::Edit(n) => self.edit(&key(n)),
+            Step::GoBack(n) => self.go_back(usize::from(n % 2)),
+        }
+    }
+
+    /// No fault any more: everything is sent, noted and written.
+    fn settle(&mut self) {
+        for _ in 0..4 * (self.events.len() + 4) {
+            for i in 0..2 {
+                self.take_in(i);
+                self.send(i, true);
+                self.follow(i);
+            }
+        }
+        for i in [0, 1, 0] {
+            for n in 0..USERS {
+                // A conflict is read again, then written.
+                self.flush(i, &user(n), true);
+                self.flush(i, &user(n), true);
+            }
+            self.note(i);
+        }
+    }
+
+    fn check(&self) {
+        let mut counts = BTreeMap::<Arc<str>, u64>::new();
+        let mut given = BTreeMap::<(Arc<str>, &str), u32>::new();
+        for (key, seen, tags) in &self.stream {
+            *counts.entry(Arc::clone(key)).or_default() += u64::from(seen.kind == Kind::Message);
+            for name in
+                tags.names().filter(|name| *name != "RETURNING_USER" && *name != "FIRST_SESSION_MESSAGE")
+            {
+                *given.entry((Arc::clone(key), name)).or_default() += 1;
+            }
+        }
+        for (key, expected) in counts {
+            let (user, bad) = read_user(&self.store[&key].0);
+            assert_eq!((user.message_count, bad.len()), (expected, 0), "{key}");
+        }
+        assert!(given.values().all(|times| *times == 1), "{given:?}");
+        assert_eq!(self.counted_to, self.stream.len() as u64);
+        for instance in &self.instances {
+            assert_eq!(
+                (instance.table.noted(), instance.table.dirty(), instance.table.awaits_notes()),
+                (0, 0, false)
+            );
+        }
+    }
+}
+
+fn user(n: u8) -> Arc<str> {
+    format!("twitch:{n}").into()
+}
+
+fn events() -> impl Strategy<Value = Vec<(Arc<str>, Seen)>> {
+    let event = (0..USERS, prop_oneof![4 => Just(1_000_i64), 1 => Just(61_000), 1 => Just(-500)], 0..8_u8);
+    prop::collection::vec(event, 1..20).prop_map(|events| {
+        let mut at = 1_700_000_000_000;
+        let made = events.into_iter().enumerate().map(|(n, (who, later, kind))| {
+            at += later;
+            let kind = if kind == 0 { Kind::Notice } else { Kind::Message };
+            let at = Timestamp::from_millisecond(at).unwrap();
+            (user(who), Seen { id: event_id(&format!("twitch:{n}")), kind, at })
+        });
+        made.collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_interleaving_counts_each_event_once(events in events(), steps in prop::collection::vec(step(), 0..150)) {
+        let mut world = World::new(events);
+        for step in steps {
+            world.run(step);
+        }
+        world.settle();
+        world.check();
+    }
+}

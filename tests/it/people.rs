@@ -1,0 +1,332 @@
+//! People: what events were told of their users, and what is counted of them, judged by a check that shares nothing with
+//! the service; through kills, twins, outages and operators' edits, on both stores.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use inlet::store::embedded::EmbeddedStore;
+use inlet::store::{DocumentStore as _, Name};
+use serde_json::{Value, json};
+
+use crate::harness::emulator::{Documents, Emulator};
+use crate::harness::eventually;
+use crate::harness::inlet::{Inlet, Simulator, run};
+use crate::harness::nats::Nats;
+use crate::harness::people::verify;
+use crate::harness::proxy::{Mode, Proxy};
+use crate::harness::stream::read;
+
+/// What a service of these tests is set to.
+struct Setting {
+    nats: Nats,
+    simulator: Simulator,
+    emulator: Option<Emulator>,
+    /// Where the service finds the emulator.
+    store_at: String,
+}
+
+impl Setting {
+    async fn new(with_firestore: bool, flags: &[&str]) -> Self {
+        let emulator = with_firestore.then(Emulator::fresh);
+        let store_at = match &emulator {
+            Some(emulator) => emulator.addr().await.to_string(),
+            None => String::new(),
+        };
+        let flags = [&["--channels", "people"], flags].concat();
+        Self { nats: Nats::start().await, simulator: Simulator::start(&flags).await, emulator, store_at }
+    }
+
+    /// Settings of a service, on top of which come `more`.
+    async fn serve_in(&self, folder: tempfile::TempDir, more: &[(&str, &str)]) -> Inlet {
+        let (nats, irc) = (self.nats.url(), self.simulator.url());
+        let mut settings = vec![
+            ("TWITCH_CHANNELS", "people"),
+            ("TWITCH_IRC_URL", &*irc),
+            ("NATS_URL", &*nats),
+            ("ENRICH_FLUSH_IDLE", "1s"),
+            ("ENRICH_FLUSH_MAX", "3s"),
+            // A test machine is busy; what is slow here is not the store.
+            ("ENRICH_TIMEOUT", "5s"),
+        ];
+        if let Some(emulator) = &self.emulator {
+            settings.push(("FIRESTORE_EMULATOR_HOST", &*self.store_at));
+            settings.push(("GOOGLE_CLOUD_PROJECT", emulator.project()));
+        }
+        settings.extend(more);
+        Inlet::serve_in(folder, &settings).await
+    }
+
+    async fn serve(&self, more: &[(&str, &str)]) -> Inlet {
+        self.serve_in(tempfile::tempdir().unwrap(), more).await
+    }
+
+    /// The check's verdict on everything in the stream.
+    async fn judge(&self, flags: &[&str], users: &Documents) -> Value {
+        let found = read(&self.nats.url(), "INLET").await;
+        verify(flags, &[&self.simulator.sent_file()], found.iter().map(|message| &message.body), users)
+    }
+
+    async fn users(&self) -> Documents {
+        self.emulator.as_ref().unwrap().users().await
+    }
+}
+
+/// The users of these envelopes, as the embedded store in a folder nobody holds has them.
+async fn embedded_users(data_dir: &Path, found: &[Value]) -> Documents {
+    let store = EmbeddedStore::open(data_dir).unwrap();
+    let of = |body: &Value| body["auth"]["userRef"].as_str().map(|user| user["users/".len()..].to_owned());
+    let keys: std::collections::BTreeSet<_> = found.iter().filter_map(of).collect();
+    let names: Vec<_> = keys.iter().map(|key| Name::user(Arc::from(key.as_str()))).collect();
+    let documents = store.get_many(&names).await.unwrap();
+    let unpacked = |fields: serde_json::Map<String, Value>| fields;
+    keys.into_iter()
+        .zip(documents)
+        .filter_map(|(key, document)| Some((key, unpacked(document?.fields))))
+        .collect()
+}
+
+/// Everything is counted: nothing is left to be written.
+async fn all_counted(inlet: &Inlet) {
+    eventually("every user is written", || async {
+        let metrics = inlet.metrics().await;
+        let is_done = metrics.get("inlet_projection_lag_events") == 0
+            && metrics.get("inlet_users_dirty") == 0
+            && metrics.get("inlet_events_pending") == 0;
+        is_done.then_some(())
+    })
+    .await;
+}
+
+async fn ended_well(inlet: &mut Inlet) {
+    let (_, code) = inlet.terminate(Duration::from_secs(9)).await;
+    assert_eq!(code, Some(0), "{}", inlet.log());
+}
+
+#[tokio::test]
+async fn on_firestore_tags_and_counts_are_those_of_an_independent_reading() {
+    let setting = Setting::new(true, &["--rate", "1000", "--count", "8000", "--users", "500"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    setting.simulator.has_finished(8_000).await;
+    inlet.settled(8_000).await.assert_account_closes();
+    ended_well(&mut inlet).await;
+    let summary = setting.judge(&["--exact"], &setting.users().await).await;
+    assert_eq!(summary["events"], 8_000, "{summary}");
+    // And how far everything is counted.
+    let notes = setting.emulator.as_ref().unwrap().read_all("inlet").await;
+    let (name, note) = notes.first_key_value().unwrap();
+    assert!(name.starts_with("INLET@"), "{name}");
+    assert_eq!((&note["countedTo"], &note["subject"]), (&json!(8_000), &json!("internal.ingress.v1")));
+}
+
+#[tokio::test]
+async fn on_the_embedded_store_tags_and_counts_are_those_of_an_independent_reading() {
+    let setting = Setting::new(false, &["--rate", "1000", "--count", "8000", "--users", "500"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    setting.simulator.has_finished(8_000).await;
+    inlet.settled(8_000).await.assert_account_closes();
+    ended_well(&mut inlet).await;
+    let found: Vec<_> =
+        read(&setting.nats.url(), "INLET").await.into_iter().map(|message| message.body).collect();
+    let users = embedded_users(&inlet.data_dir(), &found).await;
+    assert_eq!(verify(&["--exact"], &[&setting.simulator.sent_file()], &found, &users)["events"], 8_000);
+}
+
+/// Kills the service again and again under load; each time the next one starts, in the same folder or in an empty one.
+async fn killed(setting: &Setting, is_folder_kept: bool) -> Inlet {
+    let mut folder = tempfile::tempdir().unwrap();
+    for round in 1..=3 {
+        let mut inlet = setting.serve_in(folder, &[]).await;
+        setting.simulator.has_sent(round * 1_500).await;
+        inlet.child.signal("KILL");
+        let used = inlet.into_folder();
+        folder = if is_folder_kept { used } else { tempfile::tempdir().unwrap() };
+    }
+    let inlet = setting.serve_in(folder, &[]).await;
+    inlet.ready().await;
+    inlet
+}
+
+#[tokio::test]
+async fn killed_with_its_folder_kept_it_counts_every_event_in_the_stream_once() {
+    let setting = Setting::new(true, &["--rate", "1000", "--users", "200"]).await;
+    let mut inlet = killed(&setting, true).await;
+    setting.simulator.has_sent(7_000).await;
+    ended_well(&mut inlet).await;
+    setting.judge(&["--faults"], &setting.users().await).await;
+}
+
+#[tokio::test]
+async fn killed_with_its_folder_lost_it_counts_every_event_in_the_stream_once() {
+    let setting = Setting::new(true, &["--rate", "1000", "--users", "200"]).await;
+    let mut inlet = killed(&setting, false).await;
+    setting.simulator.has_sent(7_000).await;
+    ended_well(&mut inlet).await;
+    setting.judge(&["--faults"], &setting.users().await).await;
+}
+
+#[tokio::test]
+async fn a_lost_embedded_store_is_built_again_from_the_stream() {
+    let setting = Setting::new(false, &["--rate", "1000", "--users", "200"]).await;
+    let mut inlet = killed(&setting, false).await;
+    setting.simulator.has_sent(7_000).await;
+    ended_well(&mut inlet).await;
+    let found: Vec<_> =
+        read(&setting.nats.url(), "INLET").await.into_iter().map(|message| message.body).collect();
+    let users = embedded_users(&inlet.data_dir(), &found).await;
+    // Who is new was forgotten with the store: but counts are those of the stream.
+    let mut counts = std::collections::BTreeMap::<String, u64>::new();
+    for body in &found {
+        *counts.entry(body["auth"]["userRef"].as_str().unwrap()["users/".len()..].to_owned()).or_default() +=
+            1;
+    }
+    let counted: std::collections::BTreeMap<_, _> = users
+        .iter()
+        .map(|(key, fields)| (key.clone(), fields["messageCountAllTime"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(counted, counts);
+}
+
+#[tokio::test]
+async fn two_instances_count_each_event_once_and_tag_alike() {
+    let setting = Setting::new(true, &["--rate", "500", "--count", "5000", "--users", "100"]).await;
+    let one = setting.serve(&[]).await;
+    let mut two = setting.serve(&[]).await;
+    setting.simulator.has_sent(5_000).await;
+    // Half way, as each line is sent to both.
+    one.child.signal("KILL");
+    setting.simulator.has_finished(5_000).await;
+    all_counted(&two).await;
+    ended_well(&mut two).await;
+    let summary = setting.judge(&["--exact"], &setting.users().await).await;
+    assert_eq!(summary["events"], 5_000, "{summary}");
+}
+
+#[tokio::test]
+async fn fifty_first_messages_of_one_user_from_two_instances_make_one_user() {
+    let setting = Setting::new(true, &["--rate", "0", "--count", "50", "--users", "1"]).await;
+    let (mut one, mut two) = tokio::join!(setting.serve(&[]), setting.serve(&[]));
+    setting.simulator.has_finished(50).await;
+    let streamed = || async { read(&setting.nats.url(), "INLET").await.len() };
+    eventually("all are in the stream", || async { (streamed().await == 50).then_some(()) }).await;
+    all_counted(&one).await;
+    all_counted(&two).await;
+    ended_well(&mut one).await;
+    ended_well(&mut two).await;
+    let users = setting.users().await;
+    assert_eq!((users.len(), &users.values().next().unwrap()["messageCountAllTime"]), (1, &json!(50)));
+    setting.judge(&["--exact"], &users).await;
+}
+
+#[tokio::test]
+async fn while_the_store_hangs_events_flow_unmatched_and_are_counted_afterwards() {
+    let mut setting = Setting::new(true, &["--rate", "500", "--count", "6000", "--users", "300"]).await;
+    let proxy = Proxy::to(setting.emulator.as_ref().unwrap().addr().await).await;
+    setting.store_at = proxy.addr().to_string();
+    let mut inlet = setting.serve(&[("ENRICH_TIMEOUT", "400ms")]).await;
+    setting.simulator.has_sent(1_500).await;
+    proxy.set(Mode::Hang);
+    eventually("readiness names the store", || async {
+        (inlet.waiting_for().await.contains(&"store".to_owned())).then_some(())
+    })
+    .await;
+    setting.simulator.has_sent(4_000).await;
+    let metrics = inlet.metrics().await;
+    assert_eq!(metrics.get("inlet_store_circuit_open"), 1);
+    proxy.set(Mode::Pass);
+    setting.simulator.has_finished(6_000).await;
+    inlet.settled(6_000).await.assert_account_closes();
+    eventually("the store is back", || async { inlet.waiting_for().await.is_empty().then_some(()) }).await;
+    all_counted(&inlet).await;
+    ended_well(&mut inlet).await;
+    let summary = setting.judge(&["--faults", "--outage"], &setting.users().await).await;
+    assert_eq!(summary["events"], 6_000, "{summary}");
+}
+
+#[tokio::test]
+async fn an_operators_note_is_in_the_next_envelope_after_two_seconds_and_never_overwritten() {
+    let setting = Setting::new(true, &["--rate", "20", "--users", "1"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    setting.simulator.has_sent(10).await;
+    let emulator = setting.emulator.as_ref().unwrap();
+    let key =
+        eventually("the user is there", || async { emulator.users().await.keys().next().cloned() }).await;
+    let metrics = inlet.metrics().await;
+    let reads = metrics.get("inlet_store_requests_total{op=\"get\",result=\"ok\"}");
+    for round in 0..3 {
+        let note = format!("note {round}");
+        let now = inlet::clock::Clock::system().now();
+        emulator
+            .edit(&key, json!({ "notes": note, "tags": ["VIP"], "status": "watched", "operatorUpdatedAt": now.to_string() }))
+            .await;
+        let edited = std::time::Instant::now();
+        eventually("the note is published", || async {
+            let found = read(&setting.nats.url(), "INLET").await;
+            (found.last()?.body["user"]["notes"] == note.as_str()).then_some(())
+        })
+        .await;
+        assert!(edited.elapsed() < Duration::from_secs(2), "{:?}", edited.elapsed());
+    }
+    let metrics = inlet.metrics().await;
+    let asked = metrics.get("inlet_store_requests_total{op=\"get\",result=\"ok\"}") - reads;
+    assert!(asked < 10, "{asked} reads for three edits");
+    ended_well(&mut inlet).await;
+    let last = read(&setting.nats.url(), "INLET").await.pop().unwrap().body;
+    assert_eq!(last["user"]["status"], "watched");
+    assert!(last["user"]["tags"].as_array().unwrap().contains(&json!("VIP")), "{last}");
+    let users = emulator.users().await;
+    assert_eq!((&users[&key]["notes"], &users[&key]["tags"]), (&json!("note 2"), &json!(["VIP"])));
+}
+
+#[tokio::test]
+async fn a_dry_run_reads_and_writes_nothing() {
+    let setting = Setting::new(true, &["--rate", "500", "--count", "500", "--users", "20"]).await;
+    let mut inlet = setting.serve(&[("ENRICH_MODE", "dry-run"), ("LOG_LEVEL", "debug")]).await;
+    setting.simulator.has_finished(500).await;
+    inlet.settled(500).await.assert_account_closes();
+    ended_well(&mut inlet).await;
+    let emulator = setting.emulator.as_ref().unwrap();
+    assert!(emulator.users().await.is_empty() && emulator.read_all("inlet").await.is_empty());
+    assert!(inlet.log().contains("nothing is written"), "it says what it computed");
+    for message in read(&setting.nats.url(), "INLET").await {
+        assert_eq!(message.body["auth"]["reason"], "dry_run");
+        assert!(!message.headers.contains_key("Inlet-User"));
+    }
+}
+
+#[tokio::test]
+async fn an_instance_with_another_subject_on_the_same_stream_and_store_does_not_start() {
+    let setting = Setting::new(true, &["--rate", "100", "--count", "100"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    setting.simulator.has_finished(100).await;
+    inlet.settled(100).await;
+    ended_well(&mut inlet).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (nats, emulator) = (setting.nats.url(), setting.emulator.as_ref().unwrap());
+    let subject = "internal.{type}.v1";
+    let widened = json!({ "name": "INLET", "subjects": ["internal.>"] });
+    widen(&nats, &widened).await;
+    let output = run(
+        &["serve"],
+        &[
+            ("NATS_URL", &nats),
+            ("FIRESTORE_EMULATOR_HOST", &setting.store_at),
+            ("GOOGLE_CLOUD_PROJECT", emulator.project()),
+            ("PUBLISH_SUBJECT", subject),
+            ("PORT", "0"),
+            ("DATA_DIR", folder.path().to_str().unwrap()),
+        ],
+    );
+    let log = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{log}");
+    assert!(log.contains("same subject"), "{log}");
+}
+
+/// Lets the stream take other subjects as well.
+async fn widen(url: &str, change: &Value) {
+    let context = async_nats::jetstream::new(async_nats::connect(url).await.unwrap());
+    let mut config = context.get_stream("INLET").await.unwrap().cached_info().config.clone();
+    config.subjects =
+        change["subjects"].as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect();
+    context.update_stream(config).await.unwrap();
+}
