@@ -1,15 +1,16 @@
 //! One HTTP/2 connection to Firestore, made when it is first needed and again when it was lost.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use firestore::gcloud_sdk::GoogleAuthHeaders;
 use firestore::gcloud_sdk::error::{Error as AuthError, ErrorKind};
 use firestore::gcloud_sdk::google::firestore::v1::firestore_client::FirestoreClient;
 use firestore::gcloud_sdk::tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use firestore::gcloud_sdk::tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use firestore::gcloud_sdk::tonic::{Code, Request, Response, Status};
-use tokio::sync::OnceCell;
+use firestore::gcloud_sdk::{GoogleAuthHeaders, HeaderMap};
+use tokio::sync::Mutex;
 
 use super::FirestoreConfig;
 use crate::store::{Name, StoreError};
@@ -43,8 +44,8 @@ pub(super) struct Connection {
     database: String,
     /// Names the database to Google's front, which routes by it.
     prefix: Option<MetadataValue<Ascii>>,
-    /// `None` with an emulator. Looked up at the first call: the metadata server may come up after us.
-    credentials: Option<OnceCell<GoogleAuthHeaders>>,
+    /// `None` with an emulator.
+    credentials: Option<Credentials>,
 }
 
 impl Connection {
@@ -67,7 +68,7 @@ impl Connection {
             channel,
             prefix: database.parse().ok(),
             database,
-            credentials: config.emulator.is_none().then(OnceCell::new),
+            credentials: config.emulator.is_none().then(Credentials::default),
         }
     }
 
@@ -103,18 +104,44 @@ impl Connection {
         let mut request = Request::new(message);
         match &self.credentials {
             None => drop(request.metadata_mut().insert("authorization", MetadataValue::from_static(OWNER))),
-            Some(cell) => {
-                let found =
-                    cell.get_or_try_init(|| GoogleAuthHeaders::from_adc_with_scopes(vec![SCOPE.to_owned()]));
-                let credentials = found.await.map_err(|error| unauthenticated(&error))?;
-                let headers = credentials.headers().await.map_err(|error| unauthenticated(&error))?;
-                *request.metadata_mut() = MetadataMap::from_headers((*headers).clone());
+            Some(credentials) => {
+                *request.metadata_mut() = MetadataMap::from_headers(credentials.headers().await?);
             }
         }
         if let Some(prefix) = &self.prefix {
             request.metadata_mut().insert("google-cloud-resource-prefix", prefix.clone());
         }
         Ok(request)
+    }
+}
+
+/// The application default credentials, looked up at the first call: the metadata server may come up after us.
+#[derive(Default)]
+struct Credentials(Mutex<Option<Arc<GoogleAuthHeaders>>>);
+
+impl Credentials {
+    async fn headers(&self) -> Result<HeaderMap, StoreError> {
+        let found = self.found().await.map_err(|error| unauthenticated(&error))?;
+        match found.headers().await {
+            Ok(headers) => Ok((*headers).clone()),
+            Err(error) => {
+                let error = unauthenticated(&error);
+                if !error.is_transient() {
+                    // They never try again after that; whoever put it right should not have to restart us.
+                    *self.0.lock().await = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn found(&self) -> Result<Arc<GoogleAuthHeaders>, AuthError> {
+        let mut found = self.0.lock().await;
+        if let Some(found) = &*found {
+            return Ok(Arc::clone(found));
+        }
+        let new = Arc::new(GoogleAuthHeaders::from_adc_with_scopes(vec![SCOPE.to_owned()]).await?);
+        Ok(Arc::clone(found.insert(new)))
     }
 }
 
