@@ -111,7 +111,7 @@ async fn on_firestore_tags_and_counts_are_those_of_an_independent_reading() {
     inlet.settled(8_000).await.assert_account_closes();
     ended_well(&mut inlet).await;
     let summary = setting.judge(&["--exact"], &setting.users().await).await;
-    assert_eq!(summary["events"], 8_000, "{summary}");
+    assert_eq!(summary["envelopes"], 8_000, "{summary}");
     // And how far everything is counted.
     let notes = setting.emulator.as_ref().unwrap().read_all("inlet").await;
     let (name, note) = notes.first_key_value().unwrap();
@@ -129,14 +129,14 @@ async fn on_the_embedded_store_tags_and_counts_are_those_of_an_independent_readi
     let found: Vec<_> =
         read(&setting.nats.url(), "INLET").await.into_iter().map(|message| message.body).collect();
     let users = embedded_users(&inlet.data_dir(), &found).await;
-    assert_eq!(verify(&["--exact"], &[&setting.simulator.sent_file()], &found, &users)["events"], 8_000);
+    assert_eq!(verify(&["--exact"], &[&setting.simulator.sent_file()], &found, &users)["envelopes"], 8_000);
 }
 
 /// Kills the service again and again under load; each time the next one starts, in the same folder or in an empty one.
 async fn killed(setting: &Setting, is_folder_kept: bool) -> Inlet {
     let mut folder = tempfile::tempdir().unwrap();
     for round in 1..=3 {
-        let mut inlet = setting.serve_in(folder, &[]).await;
+        let inlet = setting.serve_in(folder, &[]).await;
         setting.simulator.has_sent(round * 1_500).await;
         inlet.child.signal("KILL");
         let used = inlet.into_folder();
@@ -199,7 +199,7 @@ async fn two_instances_count_each_event_once_and_tag_alike() {
     all_counted(&two).await;
     ended_well(&mut two).await;
     let summary = setting.judge(&["--exact"], &setting.users().await).await;
-    assert_eq!(summary["events"], 5_000, "{summary}");
+    assert_eq!(summary["envelopes"], 5_000, "{summary}");
 }
 
 #[tokio::test]
@@ -240,7 +240,7 @@ async fn while_the_store_hangs_events_flow_unmatched_and_are_counted_afterwards(
     all_counted(&inlet).await;
     ended_well(&mut inlet).await;
     let summary = setting.judge(&["--faults", "--outage"], &setting.users().await).await;
-    assert_eq!(summary["events"], 6_000, "{summary}");
+    assert_eq!(summary["envelopes"], 6_000, "{summary}");
 }
 
 #[tokio::test]
