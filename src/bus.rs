@@ -97,6 +97,8 @@ pub struct StreamInfo {
     pub identity: String,
     /// For how long the stream knows an id.
     pub duplicate_window: Duration,
+    /// For how long it keeps a message; `None`: without end.
+    pub max_age: Option<Duration>,
     /// Largest message it takes, headers included, in bytes.
     pub largest_message: usize,
 }

@@ -121,7 +121,7 @@ pub struct Auth<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<UnmatchedReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user_ref: Option<String>,
+    user_ref: Option<id::UserRef<'a>>,
     #[serde(serialize_with = "milliseconds")]
     at: Timestamp,
 }
@@ -159,7 +159,7 @@ impl<'a> EnvelopeV1<'a> {
             provider,
             matched: reason.is_none(),
             reason,
-            user_ref: event.user.as_ref().map(|user| id::user_ref(provider, &user.id)),
+            user_ref: event.user.as_ref().map(|user| id::UserRef(&user.key)),
             at,
         };
         Self {

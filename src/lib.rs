@@ -1,11 +1,11 @@
-//! Inlet turns live events (Twitch chat first) into de-duplicated envelopes on a durable stream.
+//! Inlet turns live events (Twitch chat first) into enriched, de-duplicated envelopes on a durable stream.
 //!
 //! The folder tree is the path of the data, in order:
 //!
 //! ```text
-//! source ──▶ pipeline::intake ──▶ pipeline::enrich ──▶ pipeline::publish ──▶ bus
-//! Twitch IRC  bounded door,        envelope written     in order, acked,     JetStream or
-//! replay      known ids dropped    once                 retried              embedded
+//! source ──▶ pipeline::intake ──▶ pipeline::enrich ──▶ pipeline::publish ──▶ bus ──▶ users ──▶ store
+//! Twitch IRC  bounded door,        users met, envelope  in order, acked,     the     counted,  Firestore or
+//! replay      known ids dropped    written once         retried              stream  in order  embedded
 //! ```
 //!
 //! `app` puts the parts together, `http` shows how they are, `cli` is what a person types.

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::retry::Backoff;
 use crate::status::Part;
 use crate::store::Name;
-use crate::store::measured::Store;
+use crate::store::measured::{Store, StoreMetrics};
 use circuit::Circuit;
 use table::Table;
 
@@ -131,6 +131,16 @@ impl Users {
             _ = bus.wait_for(|state| !matches!(state, BusState::Up | BusState::Connecting)) => {}
             () = self.0.circuit.until(true) => {}
         }
+    }
+
+    /// Whether the stream acknowledged something that the projection has not read yet.
+    pub fn awaits_notes(&self) -> bool {
+        self.0.table().awaits_notes()
+    }
+
+    /// What the store was asked.
+    pub fn store_metrics(&self) -> &StoreMetrics {
+        self.0.store.metrics()
     }
 
     /// How the projection does.

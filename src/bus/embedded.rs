@@ -103,6 +103,7 @@ impl EmbeddedBus {
         let info = StreamInfo {
             identity: format!("embedded@{}", file.created_ns()),
             duplicate_window: bounds.duplicate_window,
+            max_age: Some(bounds.max_age),
             largest_message: LARGEST_MESSAGE,
         };
         let (state, _) = watch::channel(BusState::Up);

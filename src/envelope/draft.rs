@@ -1,6 +1,7 @@
 //! A normalised event on its way to becoming an envelope. What a source makes, and all that it makes.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -116,6 +117,8 @@ pub struct SourceRef {
 /// The user of an event, as far as the event itself tells.
 #[derive(Debug, Clone)]
 pub struct User {
+    /// Key of the user's document, as by [`user_key`](super::id::user_key).
+    pub key: Arc<str>,
     /// The platform's own id.
     pub id: String,
     /// The login.

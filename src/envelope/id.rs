@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -33,9 +34,21 @@ pub fn content_key(platform: &str, content: &[u8]) -> String {
 /// Where users' documents lie.
 const USERS: &str = "users/";
 
-/// `users/<provider>:<id>`, the user's document.
-pub fn user_ref(provider: &str, user_id: &str) -> String {
-    [USERS, &user_key(provider, user_id)].concat()
+/// `users/<provider>:<id>`, the user's document, from its key.
+#[derive(Debug, Clone, Copy)]
+pub struct UserRef<'a>(pub &'a str);
+
+impl fmt::Display for UserRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(USERS)?;
+        f.write_str(self.0)
+    }
+}
+
+impl Serialize for UserRef<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// `<provider>:<id>`, the name of the user's document among users.
@@ -152,7 +165,7 @@ mod tests {
             ("__x__", "users/twitch:%5F_x__"),
             ("_x_", "users/twitch:_x_"),
         ] {
-            assert_eq!(user_ref("twitch", id), path);
+            assert_eq!(UserRef(&user_key("twitch", id)).to_string(), path);
             let of_key = user_of_key(path.strip_prefix("users/").unwrap());
             assert_eq!(of_key, Some(("twitch".to_owned(), id.to_owned())));
         }

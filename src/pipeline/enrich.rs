@@ -16,7 +16,7 @@ use crate::envelope::deadletter::{DEAD_LETTER_TYPE, Original};
 use crate::envelope::draft::{Content, User};
 use crate::envelope::{
     DeadLetter, DeadLetterReason, Draft, Enrichment, EnvelopeV1, Event, EventType, MessageId, Origin, Slip,
-    SubjectTemplate, UnmatchedReason, id,
+    SubjectTemplate, UnmatchedReason,
 };
 use crate::users::{EnrichMode, Kind, Meeting, Met, Seen, Users, Visit};
 
@@ -214,8 +214,7 @@ impl Enrich {
         let is_counted = self.users.as_ref().is_some_and(|users| users.mode() == EnrichMode::On);
         let user =
             event.user.as_ref().filter(|_| is_counted && !matches!(told, Err(UnmatchedReason::NoUser)))?;
-        let key = id::user_key(event.source.platform, &user.id).into();
-        Some(ByUser { key, occurred_at: event.occurred_at })
+        Some(ByUser { key: Arc::clone(&user.key), occurred_at: event.occurred_at })
     }
 
     fn dead_letter(&self, draft: &Draft, letter: &DeadLetter<'_>, largest: usize) -> Enriched {
@@ -235,7 +234,7 @@ impl Enrich {
 fn visits(drafts: &[Draft], largest: usize) -> (Vec<usize>, Vec<Visit<'_>>) {
     let visits = drafts.iter().enumerate().filter_map(|(place, draft)| {
         let (event, user, kind) = of_user(draft)?;
-        let key: Arc<str> = id::user_key(event.source.platform, &user.id).into();
+        let key = Arc::clone(&user.key);
         let seen = Seen { id: draft.id, kind, at: event.occurred_at };
         let room = largest.saturating_sub(most_bytes(event, user, &key));
         Some((place, Visit { key, seen, room, user }))

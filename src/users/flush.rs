@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::meet::identify;
 use super::table::Flushing;
 use super::{PATIENCE, Shared, Users, gauge};
+use crate::envelope::id::UserRef;
 use crate::store::document::{shown_time, write_counts, write_history};
 use crate::store::{Condition, Document, Fields, Name, StoreError, Version, Write, WriteRefusal};
 
@@ -153,7 +154,7 @@ impl Shared {
     ) {
         let error = match outcome {
             Ok(version) => {
-                tracing::debug!(user_ref = %format_args!("users/{}", flushing.key), "user flushed");
+                tracing::debug!(user_ref = %UserRef(&flushing.key), "user flushed");
                 let counted = table.flushed(flushing, version);
                 self.metrics.created.inc_by(u64::from(counted.is_new));
                 self.metrics.sessions.inc_by(counted.sessions);
@@ -163,7 +164,7 @@ impl Shared {
             Err(WriteRefusal::Failed(error)) => error,
         };
         if !error.is_transient() {
-            tracing::error!(user_ref = %format_args!("users/{}", flushing.key), error = %error, "the user's document cannot be written");
+            tracing::error!(user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
         }
         table.postpone(&flushing.key, self.clock.now());
     }

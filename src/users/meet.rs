@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::table::{Entered, Met, Opening, Visit};
 use super::{EnrichMode, Matched, Shared, Users};
 use crate::envelope::UnmatchedReason;
-use crate::envelope::id;
+use crate::envelope::id::{self, UserRef};
 use crate::store::document::{write_history, write_profile};
 use crate::store::{Condition, Fields, Name, Version, Write, WriteRefusal};
 
@@ -141,7 +141,7 @@ impl Shared {
         for visit in visits {
             if let Some(folded) = table.imagine(visit) {
                 let tags: Vec<_> = folded.tags.names().collect();
-                tracing::debug!(user_ref = %format_args!("users/{}", visit.key), event_id = %visit.seen.id, ?tags, opens = folded.opens, "dry run: nothing is written");
+                tracing::debug!(user_ref = %UserRef(&visit.key), event_id = %visit.seen.id, ?tags, opens = folded.opens, "dry run: nothing is written");
             }
             let meeting = Meeting::Unmatched(UnmatchedReason::DryRun);
             self.count(&meeting);
@@ -178,7 +178,7 @@ impl Shared {
                 self.metrics.created.inc_by(u64::from(is_new));
                 self.metrics.sessions.inc_by(u64::from(!is_new || opening.history.session_count > 0));
                 if is_new {
-                    tracing::debug!(user_ref = %format_args!("users/{}", opening.key), "user created");
+                    tracing::debug!(user_ref = %UserRef(&opening.key), "user created");
                 }
                 table.opened(opening, version);
             }
@@ -188,7 +188,7 @@ impl Shared {
                 self.circuit.trip(&error);
             }
             Err(WriteRefusal::Failed(error)) => {
-                tracing::error!(user_ref = %format_args!("users/{}", opening.key), error = %error, "the user's document cannot be written");
+                tracing::error!(user_ref = %UserRef(&opening.key), error = %error, "the user's document cannot be written");
                 table.refuse(&opening.key);
             }
         }

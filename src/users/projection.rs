@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::fold::{Kind, Seen};
 use super::{Shared, Users, flush, gauge};
-use crate::bus::{Batch, BusError, BusState, Follower, Start, Stored, Wanted};
+use crate::bus::{Batch, BusError, BusState, Follower, Start, Stored, StreamInfo, Wanted};
 use crate::envelope::{EventType, MessageId, id};
 use crate::retry::Backoff;
 use crate::status::Part;
@@ -96,6 +96,7 @@ impl Shared {
         let mut table = self.table();
         if table.position().is_none_or(|(identity, _)| *identity != *stream.identity) {
             table.begin(&stream.identity, start);
+            self.warn_of_age(&stream);
         }
         if follower.first_position > start + 1 {
             let dropped = follower.first_position - start - 1;
@@ -106,6 +107,14 @@ impl Shared {
         }
         self.show(&mut table);
         Ok(Some(follower))
+    }
+
+    /// A crash loses the counts of what the stream drops before anybody writes them.
+    fn warn_of_age(&self, stream: &StreamInfo) {
+        let least = self.config.flush_max * 2;
+        if stream.max_age.is_some_and(|max_age| max_age < least) {
+            tracing::warn!(stream = stream.identity, max_age = ?stream.max_age, ?least, "the stream keeps messages for less than twice ENRICH_FLUSH_MAX: counts may be lost in a crash");
+        }
     }
 
     /// Notes what comes, until the stream is lost or memory is at its end.

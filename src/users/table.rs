@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::fold::{Folded, Seen};
 use crate::envelope::draft;
+use crate::envelope::id::UserRef;
 use crate::store::document::{History, Operator, Profile, User};
 use crate::store::{Document, Version, document};
 use entry::{Base, Entry, InFlight, Known};
@@ -172,7 +173,7 @@ impl Table {
                 let (user, bad) = document::read_user(&document.fields);
                 if !bad.is_empty() {
                     self.bad_values += bad.len() as u64;
-                    tracing::warn!(user_ref = %format_args!("users/{key}"), fields = ?bad, "stored values of the wrong shape are taken for absent");
+                    tracing::warn!(user_ref = %UserRef(key), fields = ?bad, "stored values of the wrong shape are taken for absent");
                 }
                 Base::Known(Box::new(Known { user, version: document.version }))
             }

@@ -304,8 +304,7 @@ async fn an_instance_with_another_subject_on_the_same_stream_and_store_does_not_
     let folder = tempfile::tempdir().unwrap();
     let (nats, emulator) = (setting.nats.url(), setting.emulator.as_ref().unwrap());
     let subject = "internal.{type}.v1";
-    let widened = json!({ "name": "INLET", "subjects": ["internal.>"] });
-    widen(&nats, &widened).await;
+    widen(&nats).await;
     let output = run(
         &["serve"],
         &[
@@ -322,11 +321,97 @@ async fn an_instance_with_another_subject_on_the_same_stream_and_store_does_not_
     assert!(log.contains("same subject"), "{log}");
 }
 
+#[tokio::test]
+async fn a_deleted_document_is_created_again_as_a_new_user() {
+    let setting = Setting::new(true, &["--rate", "50", "--users", "1"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    let emulator = setting.emulator.as_ref().unwrap();
+    let key = eventually("the user is counted", || async {
+        let users = emulator.users().await;
+        let (key, fields) = users.first_key_value()?;
+        (fields.get("messageCountAllTime")?.as_u64()? > 0).then(|| key.clone())
+    })
+    .await;
+    let first = emulator.users().await[&key]["firstEventId"].clone();
+    emulator.delete(&key).await;
+    eventually("the user is there again, counted anew", || async {
+        let users = emulator.users().await;
+        let again = users.get(&key)?;
+        (again["firstEventId"] != first && again.get("messageCountAllTime")?.as_u64()? > 0).then_some(())
+    })
+    .await;
+    ended_well(&mut inlet).await;
+}
+
+/// What the session rules say of messages of one user at these times, in milliseconds after the first.
+async fn edges(emulator: Option<&Emulator>) {
+    const DAY: i64 = 24 * 60 * 60 * 1_000;
+    let at = [0, DAY - 1, 2 * DAY - 1, 2 * DAY - 2, DAY, 3 * DAY, 3 * DAY + 1, 2 * DAY];
+    let folder = tempfile::tempdir().unwrap();
+    let lines = folder.path().join("lines");
+    let line = |(number, after): (usize, &i64)| {
+        let at = 1_700_000_000_000 + after;
+        format!(
+            "@id=edge-{number};room-id=1;tmi-sent-ts={at};user-id=7 :a!a@a.tmi.twitch.tv PRIVMSG #people :{number}\n"
+        )
+    };
+    std::fs::write(&lines, at.iter().enumerate().map(line).collect::<String>()).unwrap();
+    let host = crate::harness::firestore::host();
+    let mut environment = vec![("DATA_DIR", folder.path().to_str().unwrap()), ("LOG_LEVEL", "error")];
+    if let Some(emulator) = emulator {
+        environment
+            .extend([("FIRESTORE_EMULATOR_HOST", &*host), ("GOOGLE_CLOUD_PROJECT", emulator.project())]);
+    }
+    let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let published: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &Value| !line["user"].is_null())
+        .collect();
+    let brief = |body: &Value| {
+        let tags = body["user"]["tags"].as_array().unwrap();
+        let tags: Vec<_> =
+            tags.iter().map(|tag| &tag.as_str().unwrap()[..7]).filter(|tag| *tag != "PROVIDE").collect();
+        (tags.join(" "), !body["user"]["sessionId"].is_null())
+    };
+    let told: Vec<_> = published.iter().map(brief).collect();
+    let expected = [
+        ("FIRST_A FIRST_S NEW_USE", true),
+        ("RETURNI", true),
+        // A day after the last message, to the millisecond.
+        ("FIRST_S RETURNI", true),
+        // From before its session.
+        ("RETURNI", false),
+        ("RETURNI", false),
+        ("FIRST_S RETURNI", true),
+        ("RETURNI", true),
+        ("RETURNI", false),
+    ];
+    assert_eq!(told, expected.map(|(tags, is_in_session)| (tags.to_owned(), is_in_session)));
+    let users = match emulator {
+        Some(emulator) => emulator.users().await,
+        None => embedded_users(folder.path(), &published).await,
+    };
+    let counts = (&users["twitch:7"]["messageCountAllTime"], &users["twitch:7"]["sessionCount"]);
+    assert_eq!(counts, (&json!(8), &json!(3)));
+}
+
+#[tokio::test]
+async fn sessions_end_to_the_millisecond_on_the_embedded_store() {
+    edges(None).await;
+}
+
+#[tokio::test]
+async fn sessions_end_to_the_millisecond_on_firestore() {
+    edges(Some(&Emulator::fresh())).await;
+}
+
 /// Lets the stream take other subjects as well.
-async fn widen(url: &str, change: &Value) {
+async fn widen(url: &str) {
     let context = async_nats::jetstream::new(async_nats::connect(url).await.unwrap());
     let mut config = context.get_stream("INLET").await.unwrap().cached_info().config.clone();
-    config.subjects =
-        change["subjects"].as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect();
+    config.subjects = vec!["internal.>".to_owned()];
     context.update_stream(config).await.unwrap();
 }

@@ -157,6 +157,7 @@ impl Session {
         let info = StreamInfo {
             identity: attached.identity,
             duplicate_window: attached.duplicate_window,
+            max_age: attached.max_age,
             largest_message: largest_message.min(attached.largest_message.unwrap_or(usize::MAX)),
         };
         Self {

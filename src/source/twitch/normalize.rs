@@ -367,8 +367,9 @@ impl<'a> Author<'a> {
 
 /// The event with its user, if the line says who that is.
 fn with_user(event: Event, author: &Author<'_>) -> Event {
-    let user = author.id.map(|id| User {
-        id: id.to_owned(),
+    let user = author.id.map(|user_id| User {
+        key: id::user_key(event.source.platform, user_id).into(),
+        id: user_id.to_owned(),
         name: author.name.as_ref().to_owned(),
         display_name: author.display_name.as_ref().to_owned(),
         profile_image_url: String::new(),

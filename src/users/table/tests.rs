@@ -76,6 +76,7 @@ struct World {
 impl World {
     fn new(events: Vec<(Arc<str>, Seen)>) -> Self {
         let user = User {
+            key: "twitch:1".into(),
             id: "1".into(),
             name: "a".into(),
             display_name: "A".into(),
