@@ -1,6 +1,7 @@
 //! A user's document: its fields by name, read one by one. A value of the wrong shape is treated as absent and
 //! reported; it never spoils the rest, and nothing that is not Inlet's is ever written.
 
+use std::num::NonZeroI64;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -53,19 +54,38 @@ pub struct History {
     /// The event that created the document; none in one that an operator made.
     pub first_event_id: Option<Uuid>,
     /// When the user was first seen.
-    pub first_seen_at: Option<Timestamp>,
+    pub first_seen_at: Option<Moment>,
     /// The latest event.
-    pub last_seen_at: Option<Timestamp>,
+    pub last_seen_at: Option<Moment>,
     /// The latest message.
-    pub last_message_at: Option<Timestamp>,
+    pub last_message_at: Option<Moment>,
     /// Sessions so far.
     pub session_count: u64,
     /// The latest session's id.
     pub session_id: Option<Arc<str>>,
     /// When it was opened.
-    pub session_started_at: Option<Timestamp>,
+    pub session_started_at: Option<Moment>,
     /// Its latest message.
-    pub session_activity_at: Option<Timestamp>,
+    pub session_activity_at: Option<Moment>,
+}
+
+/// A time in whole milliseconds, the precision of every time here, in half the room: users in memory are many. The very
+/// first millisecond of 1970 is taken for the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(NonZeroI64);
+
+impl From<Timestamp> for Moment {
+    fn from(time: Timestamp) -> Self {
+        let milliseconds = time.as_millisecond();
+        Self(NonZeroI64::new(if milliseconds == 0 { 1 } else { milliseconds }).unwrap_or(NonZeroI64::MAX))
+    }
+}
+
+impl Moment {
+    /// Unix milliseconds.
+    pub fn as_millisecond(self) -> i64 {
+        self.0.get()
+    }
 }
 
 /// An operator's fields, as far as Inlet reads them.
@@ -145,10 +165,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A time cut to milliseconds, the precision of every time here.
-fn time(value: &Value) -> Option<Timestamp> {
-    let time: Timestamp = value.as_str()?.parse().ok()?;
-    Timestamp::from_millisecond(time.as_millisecond()).ok()
+fn time(value: &Value) -> Option<Moment> {
+    value.as_str()?.parse::<Timestamp>().ok().map(Moment::from)
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -195,12 +213,12 @@ pub fn write_history(history: &History) -> Fields {
         }
     };
     put("firstEventId", history.first_event_id.map(|id| json!(id)));
-    put("firstSeenAt", history.first_seen_at.map(shown_time));
-    put("lastSeenAt", history.last_seen_at.map(shown_time));
-    put("lastMessageAt", history.last_message_at.map(shown_time));
+    put("firstSeenAt", history.first_seen_at.map(shown_moment));
+    put("lastSeenAt", history.last_seen_at.map(shown_moment));
+    put("lastMessageAt", history.last_message_at.map(shown_moment));
     put("lastSessionId", history.session_id.as_deref().map(Value::from));
-    put("lastSessionStartedAt", history.session_started_at.map(shown_time));
-    put("lastSessionActivityAt", history.session_activity_at.map(shown_time));
+    put("lastSessionStartedAt", history.session_started_at.map(shown_moment));
+    put("lastSessionActivityAt", history.session_activity_at.map(shown_moment));
     put("sessionCount", Some(history.session_count.into()));
     fields
 }
@@ -222,6 +240,10 @@ pub fn write_profile(fields: &mut Fields, provider: &str, id: &str, profile: Opt
         let platform = json!({ "id": id, "login": profile.login, "displayName": profile.display_name });
         fields.insert(format!("profiles.{provider}"), platform);
     }
+}
+
+fn shown_moment(moment: Moment) -> Value {
+    Timestamp::from_millisecond(moment.as_millisecond()).map_or(Value::Null, shown_time)
 }
 
 /// RFC 3339, UTC, milliseconds.
@@ -255,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let at = Timestamp::from_millisecond(1_700_000_000_123).ok();
+        let at = Timestamp::from_millisecond(1_700_000_000_123).ok().map(Moment::from);
         let user = User {
             history: History {
                 first_event_id: Some(Uuid::from_u128(7)),

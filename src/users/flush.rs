@@ -4,6 +4,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -19,7 +20,11 @@ const SHORTEST_TURN: Duration = Duration::from_millis(100);
 const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// Users written at a time.
-const GROUP: usize = 400;
+const GROUP: usize = 100;
+
+/// Groups on their way together at the end. Otherwise one at a time: events that come meet their users through the same
+/// store, and they come first.
+const GROUPS_AT_THE_END: usize = 8;
 
 /// `countedTo` is written at most this often.
 const NOTE_PERIOD: Duration = Duration::from_mins(1);
@@ -72,7 +77,7 @@ impl Users {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         while shared.table().dirty() > 0 && !shared.circuit.is_open() && Instant::now() < deadline {
-            shared.flush(Duration::ZERO, Duration::ZERO, usize::MAX).await;
+            shared.flush_all().await;
             tokio::task::yield_now().await;
         }
         let left = shared.table().dirty();
@@ -115,6 +120,19 @@ impl Shared {
             }
             self.flush_group(group).await;
         }
+    }
+
+    /// Writes everybody.
+    async fn flush_all(&self) {
+        let due = self.table().due(self.clock.now(), Duration::ZERO, Duration::ZERO);
+        let groups = stream::iter(due.chunks(GROUP));
+        groups
+            .for_each_concurrent(GROUPS_AT_THE_END, async |group| {
+                if !self.circuit.is_open() {
+                    self.flush_group(group).await;
+                }
+            })
+            .await;
     }
 
     async fn flush_group(&self, group: &[Arc<str>]) {

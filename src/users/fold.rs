@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::session::session_id;
-use crate::store::document::History;
+use crate::store::document::{History, Moment};
 
 /// What an event is to its user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +74,9 @@ pub struct Folded {
 pub(super) fn fold(user_key: &str, mut history: History, seen: &Seen, gap: Duration) -> (History, Folded) {
     let Seen { id, kind, at } = *seen;
     let new_user = history.first_event_id == Some(id);
-    history.first_seen_at.get_or_insert(at);
-    history.last_seen_at = history.last_seen_at.max(Some(at));
+    let happened = Some(Moment::from(at));
+    history.first_seen_at = history.first_seen_at.or(happened);
+    history.last_seen_at = history.last_seen_at.max(happened);
     if kind == Kind::Notice {
         return (history, Folded { tags: Tags { new_user, ..Tags::default() }, ..Folded::default() });
     }
@@ -88,24 +89,24 @@ pub(super) fn fold(user_key: &str, mut history: History, seen: &Seen, gap: Durat
         }
         None => {
             let opens = active_at.is_none_or(|active_at| is_past(active_at, at, gap));
-            let is_late = !opens && history.session_started_at.is_some_and(|started_at| at < started_at);
+            let is_late = !opens && happened < history.session_started_at;
             let first_alltime = opens && history.session_count == 0;
             if opens {
                 history.session_count += 1;
                 history.session_id = Some(session_id(user_key, id, at).into());
-                history.session_started_at = Some(at);
+                history.session_started_at = happened;
             }
             let returning = !new_user && !first_alltime;
             let tags = Tags { new_user, first_alltime, first_session: opens, returning };
             Folded { tags, opens, session_id: history.session_id.clone().filter(|_| !is_late) }
         }
     };
-    history.session_activity_at = active_at.max(Some(at));
-    history.last_message_at = history.last_message_at.max(Some(at));
+    history.session_activity_at = active_at.max(happened);
+    history.last_message_at = history.last_message_at.max(happened);
     (history, folded)
 }
 
-fn is_past(active_at: Timestamp, at: Timestamp, gap: Duration) -> bool {
+fn is_past(active_at: Moment, at: Timestamp, gap: Duration) -> bool {
     i128::from(at.as_millisecond() - active_at.as_millisecond())
         >= i128::try_from(gap.as_millis()).unwrap_or(i128::MAX)
 }
@@ -114,7 +115,7 @@ fn is_past(active_at: Timestamp, at: Timestamp, gap: Duration) -> bool {
 fn opened_before(user_key: &str, history: &History, seen: &Seen) -> Option<String> {
     let is_first = history.first_event_id == Some(seen.id);
     // A session starts when its opener happened: no other message needs its hash taken.
-    let may_be = history.session_started_at.is_none_or(|started_at| started_at == seen.at);
+    let may_be = history.session_started_at.is_none_or(|started_at| started_at == seen.at.into());
     if history.session_count == 0 || !is_first && !may_be {
         return None;
     }
@@ -135,6 +136,10 @@ mod tests {
     fn seen(name: &str, kind: Kind, after_ms: i64) -> Seen {
         let at = Timestamp::from_millisecond(START + after_ms).unwrap();
         Seen { id: event_id(name), kind, at }
+    }
+
+    fn moment(after_ms: i64) -> Option<Moment> {
+        Timestamp::from_millisecond(START + after_ms).ok().map(Moment::from)
     }
 
     fn message(name: &str, after_ms: i64) -> Seen {
@@ -197,8 +202,8 @@ mod tests {
         let (history, tags) =
             run(created_by("a"), &[message("a", 0), message("b", DAY_MS), message("c", DAY_MS - 1)]);
         assert_eq!(tags, ["NASos", "SRos", "R"]);
-        assert_eq!(history.session_activity_at, Timestamp::from_millisecond(START + DAY_MS).ok());
-        assert_eq!(history.first_seen_at, Timestamp::from_millisecond(START).ok());
+        assert_eq!(history.session_activity_at, moment(DAY_MS));
+        assert_eq!(history.first_seen_at, moment(0));
         assert_eq!(history.session_count, 2);
     }
 
@@ -219,16 +224,13 @@ mod tests {
         ];
         let (history, tags) = run(created_by("n"), &first);
         assert_eq!(tags, ["N", "ASos", "", "N"]);
-        assert_eq!(
-            (history.session_count, history.last_message_at),
-            (1, Timestamp::from_millisecond(START + 1).ok())
-        );
-        assert_eq!(history.last_seen_at, Timestamp::from_millisecond(START + 2).ok());
+        assert_eq!((history.session_count, history.last_message_at), (1, moment(1)));
+        assert_eq!(history.last_seen_at, moment(2));
     }
 
     #[test]
     fn an_old_document_without_sessions_goes_by_its_last_message() {
-        let old = History { last_message_at: Timestamp::from_millisecond(START).ok(), ..History::default() };
+        let old = History { last_message_at: moment(0), ..History::default() };
         assert_eq!(run(old.clone(), &[message("a", 5)]).1, ["Rs".trim_end_matches('s')]);
         assert_eq!(run(old, &[message("a", DAY_MS)]).1, ["ASos"]);
     }

@@ -81,7 +81,7 @@ fn what_rises_with_every_message_is_not_indexed_and_what_is_followed_is() {
         .map(|(name, _)| *name)
         .collect();
     // Every time of a user's that Inlet writes, and the positions.
-    let at = Some(Timestamp::UNIX_EPOCH);
+    let at = Some(Timestamp::UNIX_EPOCH.into());
     let history = History {
         first_seen_at: at,
         last_seen_at: at,

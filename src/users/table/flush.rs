@@ -70,7 +70,11 @@ impl Table {
         for stream in self.streams.iter().filter(|stream| stream.position > 0) {
             match user.applied.iter_mut().find(|(name, _)| *name == stream.identity) {
                 Some((_, applied)) => *applied = stream.position.max(*applied),
-                None => user.applied.push((Arc::clone(&stream.identity), stream.position)),
+                None => {
+                    // Nearly always the only one.
+                    user.applied.reserve_exact(1);
+                    user.applied.push((Arc::clone(&stream.identity), stream.position));
+                }
             }
         }
         entry.is_being_written = true;
@@ -96,8 +100,8 @@ impl Table {
         let head = entry.head.take();
         self.rebase(&key, Base::Known(Box::new(Known { user, version })));
         if let Some(entry) = self.entries.get_mut(&key) {
-            // The same events folded over the same base, a part of them earlier.
-            entry.head = head.filter(|_| before.is_some());
+            // The same events folded over the same base, a part of them earlier. With nothing pending, the base says it.
+            entry.head = head.filter(|_| before.is_some() && entry.is_needed());
             entry.is_own = !entry.in_flight.is_empty();
         }
         counted

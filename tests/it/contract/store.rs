@@ -234,7 +234,10 @@ async fn times_keep_their_milliseconds(fixture: Fixture) {
         assert_eq!(Value::Object(read.clone()), content);
         let (user, bad) = read_user(&read);
         assert!(bad.is_empty(), "{bad:?}");
-        assert_eq!((user.history.first_seen_at, user.history.last_message_at), (Some(time), Some(time)));
+        assert_eq!(
+            (user.history.first_seen_at, user.history.last_message_at),
+            (Some(time.into()), Some(time.into()))
+        );
     }
 }
 
