@@ -201,17 +201,18 @@ async fn the_stream_is_followed_resumed_filtered_and_ended() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_let_go_and_costs_nothing() {
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let simulator = Simulator::start(&["--channels", "alpha", "--rate", "3000"]).await;
     let settings =
         [("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &*simulator.url()), ("STREAM_MAX_CLIENTS", "1")];
     let inlet = Inlet::serve(&settings).await;
     let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", inlet.port)).await.unwrap();
     idle.write_all(b"GET /v1/stream HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    eventually("the place is taken", || async {
-        (inlet.get("/v1/stream").await?.status() == 503).then_some(())
-    })
-    .await;
+    // The first words say that the place is taken; it reads no further.
+    let mut head = [0; 15];
+    idle.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    assert_eq!(inlet.get("/v1/stream").await.unwrap().status(), 503);
     crate::harness::within(Duration::from_mins(1), "the place is free again", || async {
         (inlet.get("/v1/stream").await?.status() == 200).then_some(())
     })
