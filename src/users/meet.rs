@@ -12,6 +12,10 @@ use crate::envelope::id::{self, UserRef};
 use crate::store::document::{write_history, write_profile};
 use crate::store::{Condition, Fields, Name, Version, Write, WriteRefusal};
 
+/// Users read, and users written, in one round. More at once would keep a slow store busy for longer than events wait for
+/// it, and a store that is only slow would be taken for one that is away.
+const MOST_AT_ONCE: usize = 100;
+
 /// How a meeting went.
 #[derive(Debug)]
 pub enum Meeting {
@@ -41,24 +45,28 @@ impl Users {
         let shared = &*self.0;
         let mut deadline = Instant::now() + shared.config.timeout;
         let mut met = Vec::with_capacity(visits.len());
+        let mut has_written = false;
         loop {
-            shared.read_missing(&visits[met.len()..], deadline).await;
-            if shared.config.mode == EnrichMode::DryRun {
-                shared.imagine(visits, &mut met);
-                return met;
-            }
-            let next = shared.enter(visits, &mut met);
+            let next = match shared.config.mode {
+                EnrichMode::DryRun => shared.imagine(visits, &mut met),
+                EnrichMode::On | EnrichMode::Off => shared.enter(visits, &mut met),
+            };
             match next {
                 Next::Nothing => return met,
+                // What is decided goes on its way; the rest has a time of its own.
                 Next::Wait if !met.is_empty() => return met,
+                Next::Read | Next::Write if !met.is_empty() && has_written => return met,
                 Next::Wait => {
                     let began = Instant::now();
                     shared.changed.notified().await;
                     // That was not the store's time.
                     deadline += began.elapsed();
                 }
-                Next::Read => {}
-                Next::Write => shared.write_openings(&visits[met.len()..], deadline).await,
+                Next::Read => shared.read_missing(&visits[met.len()..], deadline).await,
+                Next::Write => {
+                    shared.write_openings(&visits[met.len()..], deadline).await;
+                    has_written = true;
+                }
             }
         }
     }
@@ -74,7 +82,8 @@ impl Shared {
         if self.circuit.is_open() {
             return;
         }
-        let missing = self.table().missing(visits.iter().map(|visit| &visit.key));
+        let mut missing = self.table().missing(visits.iter().map(|visit| &visit.key));
+        missing.truncate(MOST_AT_ONCE);
         if missing.is_empty() {
             return;
         }
@@ -136,10 +145,15 @@ impl Shared {
     }
 
     /// On paper: what would be written is logged, and remembered until the user leaves memory.
-    fn imagine(&self, visits: &[Visit<'_>], met: &mut Vec<Meeting>) {
+    fn imagine(&self, visits: &[Visit<'_>], met: &mut Vec<Meeting>) -> Next {
+        let is_away = self.circuit.is_open();
         let mut table = self.table();
-        for visit in visits {
-            if let Some(folded) = table.imagine(visit) {
+        for visit in &visits[met.len()..] {
+            let folded = table.imagine(visit);
+            if folded.is_none() && !is_away {
+                return Next::Read;
+            }
+            if let Some(folded) = folded {
                 let tags: Vec<_> = folded.tags.names().collect();
                 tracing::debug!(user_ref = %UserRef(&visit.key), event_id = %visit.seen.id, ?tags, opens = folded.opens, "dry run: nothing is written");
             }
@@ -147,11 +161,12 @@ impl Shared {
             self.count(&meeting);
             met.push(meeting);
         }
+        Next::Nothing
     }
 
     /// Writes first sights and openings through. Whatever is not certain afterwards is read again.
     async fn write_openings(&self, visits: &[Visit<'_>], deadline: Instant) {
-        let openings = self.table().openings(visits.iter());
+        let openings = self.table().openings(visits.iter(), MOST_AT_ONCE);
         let writes: Vec<_> = openings.iter().map(write).collect();
         let within = deadline.saturating_duration_since(Instant::now());
         match self.store.write_many(writes, within).await {

@@ -262,12 +262,20 @@ impl Table {
         }
     }
 
-    /// What must be written for as many of `visits`, from the front, as can be decided now: at most one for each user.
-    pub(super) fn openings<'a>(&mut self, visits: impl Iterator<Item = &'a Visit<'a>>) -> Vec<Opening> {
+    /// What must be written for as many of `visits`, from the front, as can be decided now: one for each user, and no more
+    /// than `most`.
+    pub(super) fn openings<'a>(
+        &mut self,
+        visits: impl Iterator<Item = &'a Visit<'a>>,
+        most: usize,
+    ) -> Vec<Opening> {
         let gap = self.gap;
         let mut seen_here: HashSet<&Arc<str>> = HashSet::new();
         let mut openings = Vec::new();
         for visit in visits {
+            if openings.len() == most {
+                break;
+            }
             // A second event of the same user is decided when the first one is.
             if !seen_here.insert(&visit.key) {
                 continue;

@@ -138,7 +138,7 @@ impl World {
             match self.instances[i].table.enter(&visit, false) {
                 Entered::Unknown => self.load(i, &key),
                 Entered::NeedsWrite => {
-                    let openings = self.instances[i].table.openings(std::iter::once(&visit));
+                    let openings = self.instances[i].table.openings(std::iter::once(&visit), 100);
                     assert_eq!(openings.len(), 1);
                     for opening in openings {
                         self.open(i, opening);
