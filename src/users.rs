@@ -80,7 +80,7 @@ impl Users {
         (metrics, clock): (Arc<UserMetrics>, Clock),
     ) -> Self {
         Self(Arc::new(Shared {
-            table: Mutex::new(Table::new(config.session_gap, config.cache_users)),
+            table: Mutex::new(Table::new(config.session_gap, config.cache_users, config.max_pending)),
             circuit: Circuit::new(metrics.circuit_open.clone()),
             store,
             bus,
@@ -152,14 +152,19 @@ impl Users {
     pub async fn probe_store(self) {
         let probe = [Name::note("probe")];
         let mut backoff = Backoff::new(FIRST_PROBE, LONGEST_PROBE);
+        let mut closed_at = tokio::time::Instant::now();
         loop {
             self.0.circuit.until(true).await;
+            // A store that answers probes and fails at work is not asked more and more often.
+            if closed_at.elapsed() > LONGEST_PROBE {
+                backoff.reset();
+            }
             // Whoever waits for something to be written need not any longer.
             self.0.changed.notify_one();
             tokio::time::sleep(backoff.next_wait()).await;
             if self.0.store.get_many(&probe, self.0.config.timeout).await.is_ok() {
                 self.0.circuit.close();
-                backoff.reset();
+                closed_at = tokio::time::Instant::now();
             }
         }
     }

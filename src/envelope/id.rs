@@ -60,13 +60,25 @@ pub fn user_key(provider: &str, user_id: &str) -> String {
     key
 }
 
+/// Longest id of a user, in bytes: a key has to fit a document's name and a header.
+const LONGEST_USER_ID: usize = 256;
+
+/// Whether this can be somebody's id on a platform.
+pub fn is_user_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= LONGEST_USER_ID && !text.contains(char::is_control)
+}
+
 /// Provider and id of a [`user_key`]; `None` if it is none.
 pub fn user_of_key(key: &str) -> Option<(String, String)> {
     let unescaped =
         |part: &str| Some(percent_encoding::percent_decode_str(part).decode_utf8().ok()?.into_owned());
     let (provider, id) = key.split_once(':')?;
     let is_key = !provider.is_empty() && !id.is_empty() && !id.contains([':', '/']);
-    if is_key { Some((unescaped(provider)?, unescaped(id)?)) } else { None }
+    if !is_key {
+        return None;
+    }
+    let (provider, id) = (unescaped(provider)?, unescaped(id)?);
+    (is_user_id(&provider) && is_user_id(&id)).then_some((provider, id))
 }
 
 /// Percent-escapes what a document's name may not hold, the same for every store: `%`, `/` and `:` anywhere,
@@ -173,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_is_no_key_of_a_user_is_told() {
-        for key in ["", "twitch", "twitch:", ":1", "twitch:1:2", "twitch:a/b", "twitch:%ff"] {
+        for key in ["", "twitch", "twitch:", ":1", "twitch:1:2", "twitch:a/b", "twitch:%ff", "twitch:1%0A2"] {
             assert_eq!(user_of_key(key), None, "{key}");
         }
     }

@@ -67,7 +67,7 @@ impl Enrich {
             let following = async {
                 let drafts = door.next().await;
                 if let (Some(users), Some(drafts)) = (&self.users, &drafts) {
-                    users.expect(&visits(drafts, 0).1).await;
+                    users.expect(&visits(drafts, usize::MAX).1).await;
                 }
                 drafts
             };
@@ -161,6 +161,7 @@ impl Enrich {
         (largest, now): (usize, Timestamp),
     ) -> Enriched {
         let by_user = self.by_user(event, &told);
+        let user = by_user.as_ref().map(|by_user| Arc::clone(&by_user.key));
         let is_too_large = matches!(told, Ok(None));
         let enriched = match &told {
             Ok(met) => Ok(met.as_ref().map(enrichment).unwrap_or_default()),
@@ -179,17 +180,16 @@ impl Enrich {
                     attempts: 0,
                     original: Original::Raw(Bytes::new()),
                 };
-                return self.dead_letter(draft, &letter, largest);
+                return Enriched { user, ..self.dead_letter(draft, &letter, largest) };
             }
         };
-        let user = by_user.as_ref().map(|by_user| Arc::clone(&by_user.key));
         let id = MessageId::of_event(draft.id);
         let message = Message { subject, id, kind: event.kind.as_str(), by_user, payload };
         let size = message.payload.len() + message.headers_size();
         if size > largest || is_too_large {
             let letter = DeadLetter {
                 reason: DeadLetterReason::TooLarge,
-                message: &format!("{size} bytes, the bus takes {largest}"),
+                message: &format!("{size} bytes before what is known of its user, the bus takes {largest}"),
                 at: now,
                 original_subject: &message.subject,
                 attempts: 0,
@@ -236,7 +236,7 @@ fn visits(drafts: &[Draft], largest: usize) -> (Vec<usize>, Vec<Visit<'_>>) {
         let (event, user, kind) = of_user(draft)?;
         let key = Arc::clone(&user.key);
         let seen = Seen { id: draft.id, kind, at: event.occurred_at };
-        let room = largest.saturating_sub(most_bytes(event, user, &key));
+        let room = room(draft, event, user, largest);
         Some((place, Visit { key, seen, room, user }))
     });
     visits.unzip()
@@ -252,6 +252,18 @@ fn of_user(draft: &Draft) -> Option<(&Event, &User, Kind)> {
     };
     Some((event, event.user.as_ref()?, kind))
 }
+
+/// By how much an event's message may grow by what operators say of its user; `None` if it is too large without.
+fn room(draft: &Draft, event: &Event, user: &User, largest: usize) -> Option<usize> {
+    largest.checked_sub(most_bytes(event, user, &user.key)).or_else(|| {
+        // The bound is a generous one: now it is worth the writing.
+        let bare = EnvelopeV1::new(draft, event, Err(UnmatchedReason::StoreUnavailable), draft.taken_in_at);
+        largest.checked_sub(bare.to_json().ok()?.len() + MOST_ADDED)
+    })
+}
+
+/// Headers, transient tags and a session's id, in bytes, at most.
+const MOST_ADDED: usize = 1_024;
 
 /// An upper bound of an event's message, without what operators say of the user, in bytes. A letter takes six at most.
 fn most_bytes(event: &Event, user: &User, key: &str) -> usize {

@@ -16,7 +16,8 @@ use crate::envelope::{Draft, MessageId, Origin, Outcome};
 use crate::recent::Recent;
 use crate::settings::{self, Problems};
 
-/// Most events that pass the door at once: a batch is what one read of a socket brings, and no more than this.
+/// Most events of one batch: what one read of a socket brings, and no more than this. Batches that wait together leave
+/// together, up to twice as many.
 const LARGEST_BATCH: usize = 256;
 
 /// Settings of the door.

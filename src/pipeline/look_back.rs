@@ -27,6 +27,8 @@ pub(super) struct LookBack {
 
 #[derive(Debug)]
 struct Found {
+    /// Of the stream that was read.
+    identity: String,
     from: Timestamp,
     read_at: Instant,
     positions: HashMap<MessageId, u64>,
@@ -45,8 +47,12 @@ impl LookBack {
         duplicate_window: Duration,
         asked: &HashSet<MessageId>,
     ) -> Result<(), BusError> {
+        let stream = bus.stream();
         let good = self.found.as_ref().is_some_and(|found| {
-            found.is_complete && found.from <= from && found.read_at.elapsed() < duplicate_window / 2
+            stream.as_ref().is_some_and(|stream| stream.identity == found.identity)
+                && found.is_complete
+                && found.from <= from
+                && found.read_at.elapsed() < duplicate_window / 2
         });
         if !good {
             self.found = None;
@@ -66,7 +72,8 @@ async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Res
     let start =
         Start::Time(from.checked_sub(MARGIN).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH));
     let mut follower = in_time(bus.follow(start, Wanted::Headers)).await??;
-    let mut found = Found { from, read_at, positions: HashMap::new(), is_complete: true };
+    let identity = follower.identity.clone();
+    let mut found = Found { identity, from, read_at, positions: HashMap::new(), is_complete: true };
     loop {
         let Some(batch) = in_time(follower.next()).await? else {
             return Err(BusError::Interrupted("it ended".to_owned()));

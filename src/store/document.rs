@@ -19,6 +19,9 @@ const LONGEST_STATUS: usize = 1024;
 /// no more than 16 KiB (every letter may take two).
 const LONGEST_TAGS: usize = 2 * 1024;
 
+/// When an operator last edited the document, by the operator's word.
+pub const EDITED_AT: &str = "operatorUpdatedAt";
+
 /// Fields that hold a time.
 const TIMES: [&str; 7] = [
     "firstSeenAt",
@@ -26,7 +29,7 @@ const TIMES: [&str; 7] = [
     "lastMessageAt",
     "lastSessionStartedAt",
     "lastSessionActivityAt",
-    "operatorUpdatedAt",
+    EDITED_AT,
     "at",
 ];
 
@@ -146,7 +149,7 @@ pub fn read_user(fields: &Fields) -> (User, Vec<&'static str>) {
 
 /// When an operator last said to have changed the document, to the precision it is stored with.
 pub fn read_edited_at(fields: &Fields) -> Option<Timestamp> {
-    fields.get("operatorUpdatedAt")?.as_str()?.parse().ok()
+    fields.get(EDITED_AT)?.as_str()?.parse().ok()
 }
 
 struct Reader<'a> {

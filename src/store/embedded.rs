@@ -34,9 +34,6 @@ const LARGEST_COMMIT: usize = 10_000;
 /// Edits that a follower may lag behind before it has to follow again.
 const EDITS_KEPT: usize = 1024;
 
-/// The field that says that an operator changed a document, and when.
-const EDITED_AT: &str = "operatorUpdatedAt";
-
 /// Why the file cannot be used.
 #[derive(Debug, Error)]
 pub enum EmbeddedStoreError {
@@ -143,7 +140,7 @@ impl DocumentStore for EmbeddedStore {
         let changes = self.edits.subscribe();
         async move {
             let stored = read(file, move |file| {
-                file.find(Collection::Users, EDITED_AT, |fields| is_edited_after(fields, since))
+                file.find(Collection::Users, document::EDITED_AT, |fields| is_edited_after(fields, since))
             })
             .await?;
             let changes = stream::unfold(Some(changes), move |changes| next_edit(changes, since));
@@ -233,7 +230,9 @@ impl Writer {
             Outcome::Conflict => Err(WriteRefusal::Conflict),
             Outcome::Written(document) => {
                 let version = document.version;
-                if write.name.collection == Collection::Users && write.fields.contains_key(EDITED_AT) {
+                if write.name.collection == Collection::Users
+                    && write.fields.contains_key(document::EDITED_AT)
+                {
                     // An error says that nobody follows.
                     drop(self.edits.send(Arc::new((write.name.clone(), document))));
                 }

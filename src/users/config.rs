@@ -98,8 +98,11 @@ impl EnrichArgs {
         });
         let session_gap = problems.parse("SESSION_GAP", &self.session_gap, settings::positive_duration);
         let timeout = problems.parse("ENRICH_TIMEOUT", &self.enrich_timeout, settings::positive_duration);
-        let cache_users =
-            problems.parse("ENRICH_CACHE_USERS", &self.enrich_cache_users, settings::count(1, 100_000_000));
+        let cache_users = problems.parse(
+            "ENRICH_CACHE_USERS",
+            &self.enrich_cache_users,
+            settings::count(1_000, 100_000_000),
+        );
         let max_pending =
             problems.parse("ENRICH_MAX_PENDING", &self.enrich_max_pending, settings::count(1, 100_000_000));
         let (idle, max) = (self.enrich_flush_idle.as_ref(), self.enrich_flush_max.as_ref());

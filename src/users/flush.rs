@@ -29,6 +29,10 @@ const GROUPS_AT_THE_END: usize = 8;
 /// `countedTo` is written at most this often.
 const NOTE_PERIOD: Duration = Duration::from_mins(1);
 
+/// At the end: rounds that write nobody, and the pause between two.
+const MOST_ROUNDS_IN_VAIN: u32 = 50;
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
+
 /// At the end: how long the projection is waited for.
 const LAST_NOTES: Duration = Duration::from_secs(1);
 
@@ -76,9 +80,16 @@ impl Users {
         while shared.table().awaits_notes() && Instant::now() < last_notes {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        // Conflicts need another round; what the store refuses is not asked for again and again.
+        let mut rounds_in_vain = 0;
         while shared.table().dirty() > 0 && !shared.circuit.is_open() && Instant::now() < deadline {
+            let before = shared.table().dirty();
             shared.flush_all().await;
-            tokio::task::yield_now().await;
+            rounds_in_vain = if shared.table().dirty() < before { 0 } else { rounds_in_vain + 1 };
+            if rounds_in_vain > MOST_ROUNDS_IN_VAIN {
+                break;
+            }
+            tokio::time::sleep(BETWEEN_ROUNDS).await;
         }
         let left = shared.table().dirty();
         if left > 0 {
@@ -189,7 +200,8 @@ impl Shared {
 
     /// Up to where the stream is counted; `None` if nothing is.
     pub(super) async fn counted_to(&self, stream: &str) -> Result<Option<u64>, NotKnown> {
-        let document = match self.store.get_many(&[Name::note(stream)], PATIENCE).await {
+        // A start waits for this: a store that hangs counts as away as soon as it does for events.
+        let document = match self.store.get_many(&[Name::note(stream)], self.config.timeout).await {
             Ok(mut documents) => documents.pop().flatten(),
             Err(error) => {
                 self.circuit.trip(&error);
@@ -246,11 +258,7 @@ impl Shared {
         let write = Write { name: Name::note(&*stream), fields, condition };
         let outcome = self.store.write_many(vec![write], PATIENCE).await.map(|mut outcomes| outcomes.pop());
         match outcome {
-            Ok(Some(Ok(version))) => {
-                let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-                (counted.position, counted.version) = (position, Some(version));
-                self.metrics.counted_to.set(gauge(position));
-            }
+            Ok(Some(Ok(version))) => self.noted(&stream, position, Some(version)),
             Ok(Some(Err(WriteRefusal::Conflict))) => self.read_note(&stream).await,
             Ok(Some(Err(WriteRefusal::Failed(error)))) => not_noted(&error),
             Ok(None) => {}
@@ -263,8 +271,26 @@ impl Shared {
 
     /// Another instance wrote the note: it is read, and ours written when it is due again, if it says more.
     async fn read_note(&self, stream: &str) {
-        if self.counted_to(stream).await.is_err() {
-            tracing::debug!("the note of how far the stream is counted could not be read");
+        match self
+            .store
+            .get_many(&[Name::note(stream)], PATIENCE)
+            .await
+            .map(|mut documents| documents.pop().flatten())
+        {
+            Ok(document) => {
+                let theirs = document.as_ref().and_then(position).unwrap_or(0);
+                self.noted(stream, theirs, document.map(|document| document.version));
+            }
+            Err(error) => not_noted(&error),
+        }
+    }
+
+    /// Remembers what the note of a stream says, unless another stream is followed by now.
+    fn noted(&self, stream: &str, position: u64, version: Option<Version>) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if *counted.stream == *stream {
+            (counted.position, counted.version) = (position, version);
+            self.metrics.counted_to.set(gauge(position));
         }
     }
 }

@@ -45,7 +45,7 @@ impl Users {
         let shared = &*self.0;
         let mut deadline = Instant::now() + shared.config.timeout;
         let mut met = Vec::with_capacity(visits.len());
-        let mut has_written = false;
+        let mut has_asked = false;
         loop {
             let next = match shared.config.mode {
                 EnrichMode::DryRun => shared.imagine(visits, &mut met),
@@ -55,17 +55,20 @@ impl Users {
                 Next::Nothing => return met,
                 // What is decided goes on its way; the rest has a time of its own.
                 Next::Wait if !met.is_empty() => return met,
-                Next::Read | Next::Write if !met.is_empty() && has_written => return met,
+                Next::Read | Next::Write if !met.is_empty() && has_asked => return met,
                 Next::Wait => {
                     let began = Instant::now();
                     shared.changed.notified().await;
                     // That was not the store's time.
                     deadline += began.elapsed();
                 }
-                Next::Read => shared.read_missing(&visits[met.len()..], deadline).await,
+                Next::Read => {
+                    shared.read_missing(&visits[met.len()..], deadline).await;
+                    has_asked = !met.is_empty();
+                }
                 Next::Write => {
                     shared.write_openings(&visits[met.len()..], deadline).await;
-                    has_written = true;
+                    has_asked = true;
                 }
             }
         }

@@ -38,6 +38,7 @@ pub(super) struct Table {
     streams: Vec<Stream>,
     gap: Duration,
     most_users: usize,
+    most_pending: usize,
     bad_values: u64,
     lost: u64,
 }
@@ -84,8 +85,8 @@ pub struct Visit<'a> {
     pub key: Arc<str>,
     /// The event.
     pub seen: Seen,
-    /// By how many bytes its envelope may grow.
-    pub room: usize,
+    /// By how many bytes its envelope may grow; `None`: it is too large as it is.
+    pub room: Option<usize>,
     /// What the platform says of the user.
     pub user: &'a draft::User,
 }
@@ -116,7 +117,7 @@ pub(super) struct Opening {
 }
 
 impl Table {
-    pub(super) fn new(gap: Duration, most_users: usize) -> Self {
+    pub(super) fn new(gap: Duration, most_users: usize, most_pending: usize) -> Self {
         Self {
             entries: HashMap::new(),
             ring: VecDeque::new(),
@@ -126,6 +127,7 @@ impl Table {
             streams: Vec::new(),
             gap,
             most_users,
+            most_pending,
             bad_values: 0,
             lost: 0,
         }
@@ -229,7 +231,8 @@ impl Table {
             Base::Absent => None,
             Base::Known(known) => known.user.operator.clone(),
         };
-        if operator.as_ref().is_some_and(|operator| operator.size() > visit.room) {
+        let grows_by = operator.as_ref().map_or(0, |operator| operator.size());
+        if visit.room.is_none_or(|room| grows_by > room) {
             return Entered::TooLarge;
         }
         let (history, folded, is_known) = entry.fold_over_head(&visit.key, &visit.seen, gap);
@@ -256,7 +259,7 @@ impl Table {
         let entry = self.entry(&visit.key);
         entry.is_recent = true;
         entry.own(visit);
-        if !entry.has_pending(visit.seen.id) {
+        if !entry.is_pending(&visit.seen) {
             entry.in_flight.push(InFlight { seen: visit.seen, acked: None });
             entry.head = None;
         }
@@ -298,12 +301,14 @@ impl Table {
 
     /// The opening was written.
     pub(super) fn opened(&mut self, opening: Opening, version: Version) {
-        let Opening { key, history, .. } = opening;
+        let Opening { key, version: before, history, .. } = opening;
         let Some(entry) = self.entries.get(&key) else { return };
         let mut user = match &entry.base {
             Base::Known(known) if known.version > version => return,
             Base::Known(known) => known.user.clone(),
-            Base::Unknown | Base::Absent => User::default(),
+            Base::Unknown | Base::Absent if before.is_none() => User::default(),
+            // Forgotten meanwhile: what else stands in the document has to be read again.
+            Base::Unknown | Base::Absent => return,
         };
         user.history = history;
         self.rebase(&key, Base::Known(Box::new(Known { user, version })));
@@ -345,7 +350,7 @@ impl Table {
 
     /// Second chance: of those that nothing is pending of, the first that was not used since it was last looked at.
     fn make_room(&mut self) {
-        let mut looks = 16.max(self.entries.len().saturating_sub(self.most_users) * 2);
+        let mut looks = 64;
         while self.entries.len() >= self.most_users && looks > 0 {
             looks -= 1;
             let Some(key) = self.ring.pop_front() else { return };

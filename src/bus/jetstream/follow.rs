@@ -25,6 +25,8 @@ struct State {
     /// The session that stands now: one with another stream ends this.
     sessions: watch::Receiver<Option<Session>>,
     identity: String,
+    /// The consumer that the first message came by.
+    consumer: Option<String>,
     subjects: SubjectTemplate,
     /// Nothing was there when following began, and nobody was told yet.
     begins_at_end: bool,
@@ -54,6 +56,10 @@ pub(super) async fn follow(
         ..pull::OrderedConfig::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| away(&error))?;
+    let found = format!("{}@{}", session.stream_name, stream.cached_info().created.unix_timestamp_nanos());
+    if found != session.info().identity {
+        return Err(BusError::Interrupted("the stream is another one".to_owned()));
+    }
     let first_position = stream.cached_info().state.first_sequence.max(1);
     let begins_at_end = consumer.cached_info().num_pending == 0;
     let messages = consumer.messages().await.map_err(|error| away(&error))?;
@@ -64,6 +70,7 @@ pub(super) async fn follow(
         lost: session.lost.clone(),
         sessions,
         identity: session.info().identity,
+        consumer: None,
         subjects,
         begins_at_end,
     };
@@ -90,6 +97,10 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
         let message = message?;
         let info =
             message.info().map_err(|_| BusError::Interrupted("a message without its position".to_owned()))?;
+        // The library makes a consumer anew by itself, and from the stream's start if nothing came before.
+        if state.consumer.get_or_insert_with(|| info.consumer.to_owned()) != info.consumer {
+            return Err(BusError::Interrupted("the consumer is another one".to_owned()));
+        }
         batch.behind = info.pending;
         if state.subjects.owns(&message.subject) {
             batch.messages.push(stored(&message, &info));

@@ -367,7 +367,7 @@ impl<'a> Author<'a> {
 
 /// The event with its user, if the line says who that is.
 fn with_user(event: Event, author: &Author<'_>) -> Event {
-    let user = author.id.map(|user_id| User {
+    let user = author.id.filter(|user_id| id::is_user_id(user_id)).map(|user_id| User {
         key: id::user_key(event.source.platform, user_id).into(),
         id: user_id.to_owned(),
         name: author.name.as_ref().to_owned(),

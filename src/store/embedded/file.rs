@@ -42,11 +42,18 @@ impl StoreFile {
         &self,
         work: impl FnOnce(&Database) -> Result<T, EmbeddedStoreError>,
     ) -> Result<T, EmbeddedStoreError> {
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        match guard.as_ref() {
-            Some(database) => work(database),
-            None => Err(write_error(redb::Error::PreviousIo)),
+        {
+            let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(database) = guard.as_ref() {
+                return work(database);
+            }
         }
+        // It could not be opened again after a failure; what stood in the way may have passed.
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(open_database(&self.path)?);
+        }
+        database.as_ref().map_or_else(|| Err(write_error(redb::Error::PreviousIo)), work)
     }
 
     pub(super) fn get(&self, names: &[Name]) -> Result<Vec<Option<Document>>, EmbeddedStoreError> {

@@ -23,10 +23,8 @@ use tokio::sync::oneshot;
 
 use super::connection::{Connection, away, by_code, in_time, refusal};
 use super::value;
+use crate::store::document::EDITED_AT;
 use crate::store::{Collection, Document, Edits, Name, StoreError, Version};
-
-/// The field that says that an operator changed a document, and when.
-const EDITED_AT: &str = "operatorUpdatedAt";
 
 /// Ours to choose; there is one.
 const TARGET: i32 = 1;

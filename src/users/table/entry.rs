@@ -80,10 +80,12 @@ impl Entry {
         }
     }
 
-    /// Whether an event with this id is pending.
-    pub(super) fn has_pending(&self, id: Uuid) -> bool {
-        self.in_flight.iter().any(|event| event.seen.id == id)
-            || self.noted.iter().rev().any(|event| event.seen.id == id)
+    /// Whether this very event is pending.
+    pub(super) fn is_pending(&self, seen: &Seen) -> bool {
+        let is_it = |other: &Seen| other.id == seen.id;
+        self.may_be_pending(seen)
+            && (self.in_flight.iter().any(|event| is_it(&event.seen))
+                || self.noted.iter().rev().any(|event| is_it(&event.seen)))
     }
 
     /// Whether another event is neither acknowledged nor given up.
@@ -136,7 +138,7 @@ impl Entry {
         seen: &Seen,
         gap: Duration,
     ) -> (History, Folded, bool) {
-        let is_known = self.may_have_pending(seen) && self.has_pending(seen.id);
+        let is_known = self.is_pending(seen);
         let head = if is_known {
             self.fold_pending(key, gap, Some(seen.id))
         } else {
@@ -153,7 +155,7 @@ impl Entry {
     }
 
     /// Live events come later than all that is pending: there is nothing to look through.
-    fn may_have_pending(&self, seen: &Seen) -> bool {
+    fn may_be_pending(&self, seen: &Seen) -> bool {
         let is_not_before = |last: Option<&Seen>| last.is_some_and(|last| seen.at <= last.at);
         is_not_before(self.in_flight.last().map(|event| &event.seen))
             || is_not_before(self.noted.last().map(|event| &event.seen))

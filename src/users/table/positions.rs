@@ -16,6 +16,10 @@ impl Table {
     pub(in crate::users) fn acked(&mut self, key: &Arc<str>, id: Uuid, position: u64) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let Some(event) = entry.in_flight.iter_mut().find(|event| event.seen.id == id) else { return };
+        // The projection may stand still for long; it will bring the event, which need not be remembered beside it.
+        if self.noted + self.acked.len() >= self.most_pending {
+            return entry.take_in_flight(|event| event.seen.id == id);
+        }
         event.acked = Some(position);
         self.acked.insert(position, Arc::clone(key));
         if self.streams.last().is_some_and(|stream| position <= stream.position) {
@@ -56,6 +60,10 @@ impl Table {
     /// The projection brings an event.
     pub(in crate::users) fn note(&mut self, key: &Arc<str>, seen: Seen, position: u64, now: Timestamp) {
         let Some(stream) = self.streams.len().checked_sub(1) else { return };
+        if position <= self.streams[stream].position {
+            // A follower that brings a stretch again.
+            return;
+        }
         self.entry(key);
         let Self { entries, streams, dirty, noted, acked, gap, .. } = self;
         let Some(entry) = entries.get_mut(key) else { return };

@@ -100,7 +100,7 @@ impl World {
     }
 
     fn started(&self, taken_in: usize) -> Instance {
-        let mut table = Table::new(GAP, 100);
+        let mut table = Table::new(GAP, 100, 1_000);
         table.begin(STREAM, self.counted_to);
         let followed = usize::try_from(self.counted_to).unwrap();
         Instance { table, unsent: vec![], taken_in, followed }
@@ -133,7 +133,7 @@ impl World {
     fn take_in(&mut self, i: usize) {
         let Some((key, seen)) = self.events.get(self.instances[i].taken_in).cloned() else { return };
         let user = self.user.clone();
-        let visit = Visit { key: Arc::clone(&key), seen, room: 10_000, user: &user };
+        let visit = Visit { key: Arc::clone(&key), seen, room: Some(10_000), user: &user };
         loop {
             match self.instances[i].table.enter(&visit, false) {
                 Entered::Unknown => self.load(i, &key),
@@ -158,7 +158,12 @@ impl World {
 
     fn open(&mut self, i: usize, opening: Opening) {
         let key = Arc::clone(&opening.key);
-        match self.write(&key, opening.version, write_history(&opening.history)) {
+        let written = self.write(&key, opening.version, write_history(&opening.history));
+        // The flush of the same user may be answered in between.
+        if self.versions.is_multiple_of(3) {
+            self.flush(i, &key, true);
+        }
+        match written {
             Some(version) => self.instances[i].table.opened(opening, version),
             None => self.instances[i].table.forget_base(&key),
         }
