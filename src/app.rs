@@ -255,7 +255,7 @@ impl App {
         }
         match source {
             Some(source) => {
-                tasks.spawn("twitch", when_caught_up(users.clone(), source, intake, stop.subscribe()))
+                tasks.spawn("twitch", when_caught_up(users.clone(), source, intake, stop.subscribe()));
             }
             None => drop(intake),
         }

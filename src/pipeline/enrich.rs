@@ -129,12 +129,12 @@ impl Enrich {
         pairs
             .map(|(mut draft, told)| Enriched {
                 slip: draft.slip.take(),
-                ..self.one(&draft, told, largest, now)
+                ..self.one(&draft, &told, largest, now)
             })
             .collect()
     }
 
-    fn one(&self, draft: &Draft, told: Told, largest: usize, now: Timestamp) -> Enriched {
+    fn one(&self, draft: &Draft, told: &Told, largest: usize, now: Timestamp) -> Enriched {
         match &draft.content {
             Content::Event(event) => self.envelope(draft, event, told, (largest, now)),
             Content::Unusable { reason, message, original } => {
@@ -157,13 +157,13 @@ impl Enrich {
         &self,
         draft: &Draft,
         event: &Event,
-        told: Told,
+        told: &Told,
         (largest, now): (usize, Timestamp),
     ) -> Enriched {
-        let by_user = self.by_user(event, &told);
+        let by_user = self.by_user(event, told);
         let user = by_user.as_ref().map(|by_user| Arc::clone(&by_user.key));
         let is_too_large = matches!(told, Ok(None));
-        let enriched = match &told {
+        let enriched = match told {
             Ok(met) => Ok(met.as_ref().map(enrichment).unwrap_or_default()),
             Err(reason) => Err(*reason),
         };

@@ -168,7 +168,9 @@ impl Shared {
                 }
             }
             Err(error) => {
-                flushing.iter().for_each(|flushing| table.not_flushed(&flushing.key));
+                for flushing in &flushing {
+                    table.not_flushed(&flushing.key);
+                }
                 self.circuit.trip(&error);
             }
         }

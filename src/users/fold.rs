@@ -81,25 +81,22 @@ pub(super) fn fold(user_key: &str, mut history: History, seen: &Seen, gap: Durat
         return (history, Folded { tags: Tags { new_user, ..Tags::default() }, ..Folded::default() });
     }
     let active_at = history.session_activity_at.or(history.last_message_at);
-    let folded = match opened_before(user_key, &history, seen) {
-        Some(own) => {
-            let first_alltime = new_user || history.session_count == 1;
-            let tags = Tags { new_user, first_alltime, first_session: true, returning: !first_alltime };
-            Folded { tags, opens: false, session_id: Some(own.into()) }
+    let folded = if let Some(own) = opened_before(user_key, &history, seen) {
+        let first_alltime = new_user || history.session_count == 1;
+        let tags = Tags { new_user, first_alltime, first_session: true, returning: !first_alltime };
+        Folded { tags, opens: false, session_id: Some(own.into()) }
+    } else {
+        let opens = active_at.is_none_or(|active_at| is_past(active_at, at, gap));
+        let is_late = !opens && happened < history.session_started_at;
+        let first_alltime = opens && history.session_count == 0;
+        if opens {
+            history.session_count += 1;
+            history.session_id = Some(session_id(user_key, id, at).into());
+            history.session_started_at = happened;
         }
-        None => {
-            let opens = active_at.is_none_or(|active_at| is_past(active_at, at, gap));
-            let is_late = !opens && happened < history.session_started_at;
-            let first_alltime = opens && history.session_count == 0;
-            if opens {
-                history.session_count += 1;
-                history.session_id = Some(session_id(user_key, id, at).into());
-                history.session_started_at = happened;
-            }
-            let returning = !new_user && !first_alltime;
-            let tags = Tags { new_user, first_alltime, first_session: opens, returning };
-            Folded { tags, opens, session_id: history.session_id.clone().filter(|_| !is_late) }
-        }
+        let returning = !new_user && !first_alltime;
+        let tags = Tags { new_user, first_alltime, first_session: opens, returning };
+        Folded { tags, opens, session_id: history.session_id.clone().filter(|_| !is_late) }
     };
     history.session_activity_at = active_at.max(happened);
     history.last_message_at = history.last_message_at.max(happened);

@@ -121,9 +121,9 @@ impl Shared {
                 }
                 Entered::TooLarge => Meeting::TooLarge,
                 Entered::Unknown | Entered::NeedsWrite | Entered::Refused if is_away => {
-                    self.passed(&mut table, visit)
+                    passed(&mut table, visit)
                 }
-                Entered::Refused => self.passed(&mut table, visit),
+                Entered::Refused => passed(&mut table, visit),
                 Entered::Unknown => return Next::Read,
                 Entered::NeedsWrite => return Next::Write,
                 Entered::MustWait => return Next::Wait,
@@ -132,11 +132,6 @@ impl Shared {
             met.push(meeting);
         }
         Next::Nothing
-    }
-
-    fn passed(&self, table: &mut super::Table, visit: &Visit<'_>) -> Meeting {
-        table.pass(visit);
-        Meeting::Unmatched(UnmatchedReason::StoreUnavailable)
     }
 
     fn count(&self, meeting: &Meeting) {
@@ -211,6 +206,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// The event flows on without its user.
+fn passed(table: &mut super::Table, visit: &Visit<'_>) -> Meeting {
+    table.pass(visit);
+    Meeting::Unmatched(UnmatchedReason::StoreUnavailable)
 }
 
 fn write(opening: &Opening) -> Write {

@@ -47,6 +47,7 @@ pub(super) struct InFlight {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each says something else, and users in memory are many")]
 pub(super) struct Entry {
     pub(super) base: Base,
     /// The base with everything pending folded over it; `None`: to be folded when needed.

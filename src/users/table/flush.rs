@@ -68,13 +68,12 @@ impl Table {
         user.history = entry.fold_all(key, entry.noted.iter().map(|noted| noted.seen), gap);
         user.message_count += entry.noted.iter().filter(|noted| counts(noted)).count() as u64;
         for stream in self.streams.iter().filter(|stream| stream.position > 0) {
-            match user.applied.iter_mut().find(|(name, _)| *name == stream.identity) {
-                Some((_, applied)) => *applied = stream.position.max(*applied),
-                None => {
-                    // Nearly always the only one.
-                    user.applied.reserve_exact(1);
-                    user.applied.push((Arc::clone(&stream.identity), stream.position));
-                }
+            if let Some((_, applied)) = user.applied.iter_mut().find(|(name, _)| *name == stream.identity) {
+                *applied = stream.position.max(*applied);
+            } else {
+                // Nearly always the only one.
+                user.applied.reserve_exact(1);
+                user.applied.push((Arc::clone(&stream.identity), stream.position));
             }
         }
         entry.is_being_written = true;

@@ -18,7 +18,7 @@ use crate::users::fold::{Kind, Seen, Tags};
 
 const STREAM: &str = "S@1";
 const USERS: u8 = 3;
-const GAP: Duration = Duration::from_secs(60);
+const GAP: Duration = Duration::from_mins(1);
 
 /// What may happen next; a number chooses whom or what it happens to.
 #[derive(Debug, Clone, Copy)]
