@@ -1,9 +1,9 @@
 //! What we know of people, and how it is counted.
 //!
 //! The stream is the truth: an event exists once it is there, and everything counted of a user is folded from it. An
-//! event [meets](Users::meet) its user on its way to the stream, which decides its tags; the [projection](projection)
-//! follows the stream and notes whatever is in it, whoever published it; the [flush](flush) writes users behind. Memory
-//! holds what lies between (the [table](table)).
+//! event [meets](Users::meet) its user on its way to the stream, which decides its tags; the projection
+//! follows the stream and notes whatever is in it, whoever published it; the flush writes users behind. Memory
+//! holds what lies between (the table).
 
 mod circuit;
 mod config;
