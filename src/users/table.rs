@@ -248,7 +248,7 @@ impl Table {
         }
         entry.own(visit);
         if !is_known {
-            entry.in_flight.push(InFlight { seen: visit.seen, acked: None });
+            entry.in_flight.push_back(InFlight { seen: visit.seen, acked: None });
             entry.head = Some(Box::new(history));
         }
         Entered::Met(Met { folded, operator })
@@ -260,7 +260,7 @@ impl Table {
         entry.is_recent = true;
         entry.own(visit);
         if !entry.is_pending(&visit.seen) {
-            entry.in_flight.push(InFlight { seen: visit.seen, acked: None });
+            entry.in_flight.push_back(InFlight { seen: visit.seen, acked: None });
             entry.head = None;
         }
     }

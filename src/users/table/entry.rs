@@ -1,5 +1,6 @@
 //! One user in memory.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,9 @@ pub(super) struct InFlight {
     pub(super) acked: Option<u64>,
 }
 
+/// So many pending events are looked through without a thought.
+const FEW: usize = 8;
+
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each says something else, and users in memory are many")]
 pub(super) struct Entry {
@@ -53,7 +57,7 @@ pub(super) struct Entry {
     /// The base with everything pending folded over it; `None`: to be folded when needed.
     pub(super) head: Option<Box<History>>,
     pub(super) noted: Vec<Noted>,
-    pub(super) in_flight: Vec<InFlight>,
+    pub(super) in_flight: VecDeque<InFlight>,
     /// What the platform said last, until it is written.
     pub(super) profile: Option<Box<Profile>>,
     pub(super) first_noted_at: Timestamp,
@@ -83,10 +87,16 @@ impl Entry {
 
     /// Whether this very event is pending.
     pub(super) fn is_pending(&self, seen: &Seen) -> bool {
+        let in_flight = self.in_flight.iter().rev().map(|event| &event.seen);
+        let noted = self.noted.iter().rev().map(|event| &event.seen);
         let is_it = |other: &Seen| other.id == seen.id;
-        self.may_be_pending(seen)
-            && (self.in_flight.iter().any(|event| is_it(&event.seen))
-                || self.noted.iter().rev().any(|event| is_it(&event.seen)))
+        if self.in_flight.len() + self.noted.len() < FEW {
+            return in_flight.chain(noted).any(is_it);
+        }
+        // Events come about in order, and live ones later than all that is pending. One that is missed for being out of
+        // order is pending twice for a moment: only what is noted counts.
+        let is_not_before = |other: &&Seen| other.at >= seen.at;
+        in_flight.take_while(is_not_before).any(is_it) || noted.take_while(is_not_before).any(is_it)
     }
 
     /// Whether another event is neither acknowledged nor given up.
@@ -94,14 +104,16 @@ impl Entry {
         self.in_flight.iter().any(|event| event.acked.is_none() && event.seen.id != but)
     }
 
-    /// Whether the document counts the position; `None` where that is not known.
-    pub(super) fn covers(&self, stream: &str, position: u64) -> Option<bool> {
+    /// Up to where the document counts a stream; `None` where that is not known.
+    pub(super) fn applied_to(&self, stream: &Arc<str>) -> Option<u64> {
         match &self.base {
             Base::Unknown => None,
-            Base::Absent => Some(false),
-            Base::Known(known) => Some(
-                known.user.applied.iter().any(|(name, applied)| **name == *stream && *applied >= position),
-            ),
+            Base::Absent => Some(0),
+            Base::Known(known) => {
+                let is_it = |name: &Arc<str>| Arc::ptr_eq(name, stream) || name == stream;
+                let applied = known.user.applied.iter().find(|(name, _)| is_it(name));
+                Some(applied.map_or(0, |(_, position)| *position))
+            }
         }
     }
 
@@ -114,19 +126,19 @@ impl Entry {
         }
         if self.in_flight.is_empty() {
             // Most users are silent most of the time: an empty vector keeps its room.
-            self.in_flight = Vec::new();
+            self.in_flight = VecDeque::new();
         }
     }
 
     /// Drops what the document counts already.
     pub(super) fn drop_covered(&mut self, streams: &[Stream]) {
+        let applied: Vec<_> =
+            streams.iter().map(|stream| self.applied_to(&stream.identity).unwrap_or(0)).collect();
         let mut noted = std::mem::take(&mut self.noted);
-        noted.retain(|event| self.covers(&streams[event.stream].identity, event.position) != Some(true));
+        noted.retain(|event| event.position > applied[event.stream]);
         let mut in_flight = std::mem::take(&mut self.in_flight);
-        if let Some(stream) = streams.last() {
-            in_flight.retain(|event| {
-                event.acked.is_none_or(|position| self.covers(&stream.identity, position) != Some(true))
-            });
+        if let Some(applied) = applied.last() {
+            in_flight.retain(|event| event.acked.is_none_or(|position| position > *applied));
         }
         noted.shrink_to_fit();
         (self.noted, self.in_flight) = (noted, in_flight);
@@ -153,14 +165,6 @@ impl Entry {
         };
         let (history, folded) = fold(key, self.as_first(head, seen.id), seen, gap);
         (history, folded, is_known)
-    }
-
-    /// Live events come later than all that is pending: there is nothing to look through.
-    fn may_be_pending(&self, seen: &Seen) -> bool {
-        let is_not_before = |last: Option<&Seen>| last.is_some_and(|last| seen.at <= last.at);
-        is_not_before(self.in_flight.last().map(|event| &event.seen))
-            || is_not_before(self.noted.last().map(|event| &event.seen))
-            || self.in_flight.len() + self.noted.len() < 8
     }
 
     /// The base with what is pending folded over it, but for one event.

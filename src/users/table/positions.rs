@@ -1,7 +1,7 @@
 //! Where events stand in the stream: what publishing says of this instance's own, and what the projection brings of
 //! everybody's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -36,8 +36,9 @@ impl Table {
             let before = entry.in_flight.len();
             entry.take_in_flight(|event| event.acked == Some(position));
             if let Some(stream) = self.streams.last().filter(|_| entry.in_flight.len() < before) {
-                let is_lost =
-                    position > stream.began_at && entry.covers(&stream.identity, position) == Some(false);
+                let is_counted = entry.applied_to(&stream.identity).is_none_or(|applied| position <= applied);
+                let is_noted = entry.noted.iter().any(|noted| noted.position == position);
+                let is_lost = position > stream.began_at && !is_counted && !is_noted;
                 self.lost += u64::from(is_lost);
             }
         }
@@ -69,11 +70,15 @@ impl Table {
         let Some(entry) = entries.get_mut(key) else { return };
         let under_way = entry.in_flight.iter().position(|event| event.seen.id == seen.id);
         let head = entry.head.take();
-        if under_way.is_some() {
-            entry.take_in_flight(|event| event.seen.id == seen.id);
+        if let Some(index) = under_way {
+            entry.in_flight.remove(index);
             acked.remove(&position);
         }
-        if entry.covers(&streams[stream].identity, position) == Some(true) {
+        if entry.in_flight.is_empty() {
+            // Most users are silent most of the time: an empty queue keeps its room.
+            entry.in_flight = VecDeque::new();
+        }
+        if entry.applied_to(&streams[stream].identity).is_some_and(|applied| position <= applied) {
             entry.head = head.filter(|_| under_way.is_none());
             return;
         }
