@@ -178,7 +178,7 @@ pub fn lay_path(
     );
     if let Some(users) = users {
         tasks.spawn("store probe", users.clone().probe_store());
-        if users.mode() == EnrichMode::On {
+        if !users.is_dry() {
             let known = intake.known_ids();
             tasks.spawn("projection", users.clone().follow_stream(Box::new(move |ids| known.learn(ids))));
             tasks.spawn("flush", users.clone().flush_behind());

@@ -13,6 +13,7 @@ pub mod measured;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::future::BoxFuture;
@@ -123,6 +124,13 @@ pub struct Write {
     pub condition: Condition,
 }
 
+impl Write {
+    /// A write over what was read: a document at this version, or `None` where there was none.
+    pub fn over(name: Name, version: Option<Version>, fields: Fields) -> Self {
+        Self { name, fields, condition: version.map_or(Condition::Absent, Condition::At) }
+    }
+}
+
 /// What must be so for a write to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
@@ -168,6 +176,17 @@ impl StoreError {
             Self::Away(_) => true,
             Self::Refused { .. } => false,
         }
+    }
+}
+
+/// An answer, or that there was none in time.
+async fn in_time<T>(
+    within: Duration,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(within, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Away("no answer in time".to_owned())),
     }
 }
 

@@ -96,9 +96,9 @@ impl Users {
         }))
     }
 
-    /// What is done with users.
-    pub fn mode(&self) -> EnrichMode {
-        self.0.config.mode
+    /// Whether everything is on paper alone.
+    pub fn is_dry(&self) -> bool {
+        self.0.config.mode == EnrichMode::DryRun
     }
 
     /// The stream has an event of this instance at `position`, whether it was there before or not.
@@ -121,7 +121,7 @@ impl Users {
     /// Waits until events may be taken in: what the stream holds is noted, or that cannot be, because the bus or the
     /// store is away.
     pub async fn caught_up(&self) {
-        if self.mode() != EnrichMode::On {
+        if self.is_dry() {
             return;
         }
         let mut following = self.0.following.subscribe();
@@ -171,13 +171,11 @@ impl Users {
 
     /// What the probes show.
     pub fn parts(&self) -> Vec<Arc<dyn Part>> {
-        match self.mode() {
-            EnrichMode::Off => Vec::new(),
-            EnrichMode::DryRun => vec![Arc::new(StorePart(self.clone()))],
-            EnrichMode::On => {
-                vec![Arc::new(projection::ProjectionPart(self.clone())), Arc::new(StorePart(self.clone()))]
-            }
+        let mut parts: Vec<Arc<dyn Part>> = vec![Arc::new(StorePart(self.clone()))];
+        if !self.is_dry() {
+            parts.insert(0, Arc::new(projection::ProjectionPart(self.clone())));
         }
+        parts
     }
 }
 

@@ -18,7 +18,7 @@ use crate::envelope::{
     DeadLetter, DeadLetterReason, Draft, Enrichment, EnvelopeV1, Event, EventType, MessageId, Origin, Slip,
     SubjectTemplate, UnmatchedReason,
 };
-use crate::users::{EnrichMode, Kind, Meeting, Met, Seen, Users, Visit};
+use crate::users::{Kind, Meeting, Met, Seen, Users, Visit};
 
 /// An event whose bytes are final. Only enrichment makes one, and only such can be published.
 #[derive(Debug)]
@@ -59,15 +59,16 @@ impl Enrich {
         enriched: mpsc::Sender<Vec<Enriched>>,
         largest: impl Fn() -> usize,
     ) {
-        if let Some(users) = &self.users {
+        let mut next = door.next().await;
+        // After the first events, not before: a door that closes without any is not waited for.
+        if let (Some(users), Some(_)) = (&self.users, &next) {
             users.caught_up().await;
         }
-        let mut next = door.next().await;
         while let Some(drafts) = next {
             let following = async {
                 let drafts = door.next().await;
                 if let (Some(users), Some(drafts)) = (&self.users, &drafts) {
-                    users.expect(&visits(drafts, usize::MAX).1).await;
+                    users.expect(drafts.iter().filter_map(|draft| Some(&of_user(draft)?.1.key))).await;
                 }
                 drafts
             };
@@ -98,8 +99,7 @@ impl Enrich {
 
     /// What is told to drafts, from the front: to all of them, unless one has to wait for those before it.
     async fn decide(&self, users: &Users, drafts: &[Draft], largest: usize) -> Vec<Told> {
-        let is_dry = users.mode() == EnrichMode::DryRun;
-        let reason = if is_dry { UnmatchedReason::DryRun } else { UnmatchedReason::NoUser };
+        let reason = if users.is_dry() { UnmatchedReason::DryRun } else { UnmatchedReason::NoUser };
         let mut decided: Vec<Told> = vec![Err(reason); drafts.len()];
         let (places, visits) = visits(drafts, largest);
         if visits.is_empty() {
@@ -211,7 +211,7 @@ impl Enrich {
 
     /// Whose event it is to be counted as.
     fn by_user(&self, event: &Event, told: &Told) -> Option<ByUser> {
-        let is_counted = self.users.as_ref().is_some_and(|users| users.mode() == EnrichMode::On);
+        let is_counted = self.users.as_ref().is_some_and(|users| !users.is_dry());
         let user =
             event.user.as_ref().filter(|_| is_counted && !matches!(told, Err(UnmatchedReason::NoUser)))?;
         Some(ByUser { key: Arc::clone(&user.key), occurred_at: event.occurred_at })

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use prometheus::{Histogram, IntCounter, Registry};
 
-use super::{Document, DocumentStore, Edits, Name, StoreError, Version, Write, WriteRefusal};
+use super::{Document, DocumentStore, Edits, Name, StoreError, Version, Write, WriteRefusal, in_time};
 use crate::label;
 use crate::telemetry::metrics::{CountersBy, Label as _, Register};
 
@@ -176,15 +176,5 @@ impl Store {
             Err(error) => metrics.count_result(StoreOp::Listen, Some(error)),
         });
         Ok(counted.boxed())
-    }
-}
-
-async fn in_time<T>(
-    within: Duration,
-    answer: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout(within, answer).await {
-        Ok(answer) => answer,
-        Err(_) => Err(StoreError::Away("no answer in time".to_owned())),
     }
 }

@@ -233,6 +233,21 @@ impl Visit for Fields {
     }
 }
 
+/// A failure that comes again with every attempt is said once, and again when it is another one.
+#[derive(Debug, Default)]
+pub struct Said(Option<String>);
+
+impl Said {
+    /// Logs the failure if it is news.
+    pub fn failure(&mut self, error: &(dyn std::error::Error + 'static), what: &str) {
+        let error = with_causes(error);
+        if self.0.as_ref() != Some(&error) {
+            tracing::error!(error, "{what}");
+            self.0 = Some(error);
+        }
+    }
+}
+
 /// An error and what caused it, in one line: each layer says its own half.
 pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

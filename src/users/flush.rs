@@ -13,7 +13,7 @@ use super::table::Flushing;
 use super::{PATIENCE, Shared, Users, gauge};
 use crate::envelope::id::UserRef;
 use crate::store::document::{shown_time, write_counts, write_history};
-use crate::store::{Condition, Document, Fields, Name, StoreError, Version, Write, WriteRefusal};
+use crate::store::{Document, Fields, Name, StoreError, Version, Write, WriteRefusal};
 
 /// How often users are looked through.
 const SHORTEST_TURN: Duration = Duration::from_millis(100);
@@ -30,8 +30,11 @@ const GROUPS_AT_THE_END: usize = 8;
 const NOTE_PERIOD: Duration = Duration::from_mins(1);
 
 /// At the end: rounds that write nobody, and the pause between two.
-const MOST_ROUNDS_IN_VAIN: u32 = 50;
+const MOST_ROUNDS_IN_VAIN: u32 = 3;
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
+
+/// A start waits for the first answer: a connection may have to be made, but a store that hangs must not keep it.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// At the end: how long the projection is waited for.
 const LAST_NOTES: Duration = Duration::from_secs(1);
@@ -84,8 +87,9 @@ impl Users {
         let mut rounds_in_vain = 0;
         while shared.table().dirty() > 0 && !shared.circuit.is_open() && Instant::now() < deadline {
             let before = shared.table().dirty();
-            shared.flush_all().await;
-            rounds_in_vain = if shared.table().dirty() < before { 0 } else { rounds_in_vain + 1 };
+            // Those that are being written already are waited for.
+            let is_in_vain = shared.flush_all().await && shared.table().dirty() >= before;
+            rounds_in_vain = if is_in_vain { rounds_in_vain + 1 } else { 0 };
             if rounds_in_vain > MOST_ROUNDS_IN_VAIN {
                 break;
             }
@@ -133,8 +137,8 @@ impl Shared {
         }
     }
 
-    /// Writes everybody.
-    async fn flush_all(&self) {
+    /// Writes everybody; whether there was anybody to write.
+    async fn flush_all(&self) -> bool {
         let due = self.table().due(self.clock.now(), Duration::ZERO, Duration::ZERO);
         let groups = stream::iter(due.chunks(GROUP));
         groups
@@ -144,10 +148,11 @@ impl Shared {
                 }
             })
             .await;
+        !due.is_empty()
     }
 
     async fn flush_group(&self, group: &[Arc<str>]) {
-        let missing = self.table().missing(group.iter());
+        let missing = self.table().missing(group.iter(), usize::MAX);
         if !missing.is_empty() {
             self.read(missing, PATIENCE).await;
         }
@@ -202,8 +207,7 @@ impl Shared {
 
     /// Up to where the stream is counted; `None` if nothing is.
     pub(super) async fn counted_to(&self, stream: &str) -> Result<Option<u64>, NotKnown> {
-        // A start waits for this: a store that hangs counts as away as soon as it does for events.
-        let document = match self.store.get_many(&[Name::note(stream)], self.config.timeout).await {
+        let document = match self.store.get_many(&[Name::note(stream)], FIRST_PATIENCE).await {
             Ok(mut documents) => documents.pop().flatten(),
             Err(error) => {
                 self.circuit.trip(&error);
@@ -236,7 +240,6 @@ impl Shared {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         counted.written_at = counted.written_at.min(now);
-        // Another stream's note is read before it is written.
         now.duration_since(counted.written_at)
             >= jiff::SignedDuration::try_from(NOTE_PERIOD).unwrap_or_default()
     }
@@ -245,23 +248,36 @@ impl Shared {
     async fn write_note(&self) {
         let Some((stream, position)) = self.table().counted_to() else { return };
         let now = self.clock.now();
-        let condition = {
+        let version = {
             let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
             counted.written_at = now;
             if *counted.stream != *stream || position <= counted.position {
                 return;
             }
-            counted.version.map_or(Condition::Absent, Condition::At)
+            counted.version
         };
+        self.write_note_over(&stream, version, position).await;
+    }
+
+    /// Writes the note of a stream over what it said; whether that was possible.
+    pub(super) async fn write_note_over(
+        &self,
+        stream: &str,
+        version: Option<Version>,
+        position: u64,
+    ) -> bool {
         let mut fields = Fields::new();
         fields.insert("countedTo".to_owned(), position.into());
-        fields.insert("at".to_owned(), shown_time(now));
+        fields.insert("at".to_owned(), shown_time(self.clock.now()));
         fields.insert("subject".to_owned(), self.subject.as_str().into());
-        let write = Write { name: Name::note(&*stream), fields, condition };
+        let write = Write::over(Name::note(stream), version, fields);
         let outcome = self.store.write_many(vec![write], PATIENCE).await.map(|mut outcomes| outcomes.pop());
         match outcome {
-            Ok(Some(Ok(version))) => self.noted(&stream, position, Some(version)),
-            Ok(Some(Err(WriteRefusal::Conflict))) => self.read_note(&stream).await,
+            Ok(Some(Ok(version))) => {
+                self.remember_note(stream, position, Some(version));
+                return true;
+            }
+            Ok(Some(Err(WriteRefusal::Conflict))) => self.read_note(stream).await,
             Ok(Some(Err(WriteRefusal::Failed(error)))) => not_noted(&error),
             Ok(None) => {}
             Err(error) => {
@@ -269,6 +285,7 @@ impl Shared {
                 self.circuit.trip(&error);
             }
         }
+        false
     }
 
     /// Another instance wrote the note: it is read, and ours written when it is due again, if it says more.
@@ -281,14 +298,14 @@ impl Shared {
         {
             Ok(document) => {
                 let theirs = document.as_ref().and_then(position).unwrap_or(0);
-                self.noted(stream, theirs, document.map(|document| document.version));
+                self.remember_note(stream, theirs, document.map(|document| document.version));
             }
             Err(error) => not_noted(&error),
         }
     }
 
     /// Remembers what the note of a stream says, unless another stream is followed by now.
-    fn noted(&self, stream: &str, position: u64, version: Option<Version>) {
+    fn remember_note(&self, stream: &str, position: u64, version: Option<Version>) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         if *counted.stream == *stream {
             (counted.position, counted.version) = (position, version);
@@ -311,6 +328,5 @@ fn write(flushing: &Flushing) -> Write {
     if flushing.version.is_none() || flushing.profile.is_some() {
         identify(&mut fields, &flushing.key, flushing.profile.as_ref());
     }
-    let condition = flushing.version.map_or(Condition::Absent, Condition::At);
-    Write { name: Name::user(Arc::clone(&flushing.key)), fields, condition }
+    Write::over(Name::user(Arc::clone(&flushing.key)), flushing.version, fields)
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::table::{Entered, Met, Opening, Visit};
-use super::{EnrichMode, Matched, Shared, Users};
+use super::{Matched, Shared, Users};
 use crate::envelope::UnmatchedReason;
 use crate::envelope::id::{self, UserRef};
 use crate::store::document::{write_history, write_profile};
-use crate::store::{Condition, Fields, Name, Version, Write, WriteRefusal};
+use crate::store::{Fields, Name, Version, Write, WriteRefusal};
 
 /// Users read, and users written, in one round. More at once would keep a slow store busy for longer than events wait for
 /// it, and a store that is only slow would be taken for one that is away.
@@ -45,17 +45,16 @@ impl Users {
         let shared = &*self.0;
         let mut deadline = Instant::now() + shared.config.timeout;
         let mut met = Vec::with_capacity(visits.len());
-        let mut has_asked = false;
+        let (mut has_read, mut has_written) = (false, false);
         loop {
-            let next = match shared.config.mode {
-                EnrichMode::DryRun => shared.imagine(visits, &mut met),
-                EnrichMode::On | EnrichMode::Off => shared.enter(visits, &mut met),
-            };
+            let next =
+                if self.is_dry() { shared.imagine(visits, &mut met) } else { shared.enter(visits, &mut met) };
             match next {
                 Next::Nothing => return met,
-                // What is decided goes on its way; the rest has a time of its own.
+                // What is decided goes on its way. The rest has a time of its own: one read, then one write.
                 Next::Wait if !met.is_empty() => return met,
-                Next::Read | Next::Write if !met.is_empty() && has_asked => return met,
+                Next::Read if !met.is_empty() && (has_read || has_written) => return met,
+                Next::Write if !met.is_empty() && has_written => return met,
                 Next::Wait => {
                     let began = Instant::now();
                     shared.changed.notified().await;
@@ -63,30 +62,30 @@ impl Users {
                     deadline += began.elapsed();
                 }
                 Next::Read => {
-                    shared.read_missing(&visits[met.len()..], deadline).await;
-                    has_asked = !met.is_empty();
+                    let ahead = visits[met.len()..].iter().map(|visit| &visit.key);
+                    shared.read_missing(ahead, deadline).await;
+                    has_read = true;
                 }
                 Next::Write => {
                     shared.write_openings(&visits[met.len()..], deadline).await;
-                    has_asked = true;
+                    has_written = true;
                 }
             }
         }
     }
 
     /// Reads whom memory does not hold, ahead of their meeting.
-    pub async fn expect(&self, visits: &[Visit<'_>]) {
-        self.0.read_missing(visits, Instant::now() + self.0.config.timeout).await;
+    pub async fn expect<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>>) {
+        self.0.read_missing(keys, Instant::now() + self.0.config.timeout).await;
     }
 }
 
 impl Shared {
-    async fn read_missing(&self, visits: &[Visit<'_>], deadline: Instant) {
+    async fn read_missing<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>>, deadline: Instant) {
         if self.circuit.is_open() {
             return;
         }
-        let mut missing = self.table().missing(visits.iter().map(|visit| &visit.key));
-        missing.truncate(MOST_AT_ONCE);
+        let missing = self.table().missing(keys, MOST_AT_ONCE);
         if missing.is_empty() {
             return;
         }
@@ -196,10 +195,8 @@ impl Shared {
                 table.opened(opening, version);
             }
             Err(WriteRefusal::Conflict) => table.forget_base(&opening.key),
-            Err(WriteRefusal::Failed(error)) if error.is_transient() => {
-                table.forget_base(&opening.key);
-                self.circuit.trip(&error);
-            }
+            // Contention, or a part of a request: the store is there. What was written shows when it is read.
+            Err(WriteRefusal::Failed(error)) if error.is_transient() => table.forget_base(&opening.key),
             Err(WriteRefusal::Failed(error)) => {
                 tracing::error!(user_ref = %UserRef(&opening.key), error = %error, "the user's document cannot be written");
                 table.refuse(&opening.key);
@@ -216,14 +213,10 @@ fn passed(table: &mut super::Table, visit: &Visit<'_>) -> Meeting {
 
 fn write(opening: &Opening) -> Write {
     let mut fields = write_history(&opening.history);
-    let condition = match opening.version {
-        None => {
-            identify(&mut fields, &opening.key, opening.profile.as_ref());
-            Condition::Absent
-        }
-        Some(version) => Condition::At(version),
-    };
-    Write { name: Name::user(Arc::clone(&opening.key)), fields, condition }
+    if opening.version.is_none() {
+        identify(&mut fields, &opening.key, opening.profile.as_ref());
+    }
+    Write::over(Name::user(Arc::clone(&opening.key)), opening.version, fields)
 }
 
 /// Adds whom the document is of.

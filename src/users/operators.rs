@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 
 use super::Users;
 use crate::retry::Backoff;
+use crate::telemetry::logs::Said;
 
 /// Operators' clocks differ from ours, and a listener hears nothing while it is not attached: it asks for this much more
 /// than it seems to need.
@@ -20,6 +21,7 @@ impl Users {
     pub async fn follow_operators(self) {
         let shared = &*self.0;
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut said = Said::default();
         let mut attached_at = shared.clock.now();
         loop {
             shared.circuit.until(false).await;
@@ -34,6 +36,9 @@ impl Users {
                         }
                     }
                     tracing::debug!("the listener for operators' edits was interrupted");
+                }
+                Err(error) if !error.is_transient() => {
+                    said.failure(&error, "operators' edits cannot be followed");
                 }
                 Err(error) => tracing::debug!(error = %error, "operators' edits cannot be followed now"),
             }

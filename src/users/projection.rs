@@ -13,6 +13,7 @@ use crate::bus::{Batch, BusError, BusState, Follower, Start, Stored, StreamInfo,
 use crate::envelope::{EventType, MessageId, id};
 use crate::retry::Backoff;
 use crate::status::Part;
+use crate::telemetry::logs::Said;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -42,6 +43,13 @@ impl Following {
             Self::Unfit(_) => "unfit",
         }
     }
+
+    fn why(&self) -> Option<&str> {
+        match self {
+            Self::Unfit(why) => Some(why),
+            Self::Starting | Self::CatchingUp | Self::CaughtUp | Self::Interrupted => None,
+        }
+    }
 }
 
 /// Hears which events the stream holds, and when it stored them.
@@ -52,6 +60,7 @@ impl Users {
     pub async fn follow_stream(self, known: Known) {
         let shared = &*self.0;
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut said = Said::default();
         loop {
             let mut bus = shared.bus.state();
             // The bus lives as long as this.
@@ -61,11 +70,16 @@ impl Users {
                 Ok(Some(mut follower)) => {
                     shared.say(Following::CatchingUp);
                     backoff.reset();
-                    let error = shared.pump(&mut follower, &known).await;
-                    tracing::debug!(error = ?error, "the projection is interrupted");
+                    match shared.pump(&mut follower, &known).await {
+                        Some(error) if !error.is_transient() => {
+                            said.failure(&error, "the stream cannot be counted");
+                        }
+                        error => tracing::debug!(error = ?error, "the projection is interrupted"),
+                    }
                     shared.say(Following::Interrupted);
                 }
                 Ok(None) => {}
+                Err(error) if !error.is_transient() => said.failure(&error, "the stream cannot be counted"),
                 Err(error) => tracing::debug!(error = %error, "the stream cannot be followed now"),
             }
             tokio::time::sleep(backoff.next_wait()).await;
@@ -77,9 +91,9 @@ impl Shared {
     /// Begins where the projection stands, or behind what is counted. `None`: not possible now.
     async fn attach(&self) -> Result<Option<Follower>, BusError> {
         let Some(stream) = self.bus.stream() else { return Ok(None) };
-        let standing = self.table().position().filter(|(identity, _)| **identity == stream.identity);
+        let standing = self.table().position_in(&stream.identity);
         let (start, is_first_ever) = match standing {
-            Some((_, position)) => (position, false),
+            Some(position) => (position, false),
             None => match self.counted_to(&stream.identity).await {
                 Ok(counted) => (counted.unwrap_or(0), counted.is_none()),
                 Err(flush::NotKnown::Away) => return Ok(None),
@@ -91,6 +105,10 @@ impl Shared {
         };
         let follower = self.bus.follow(Start::Position(start + 1), Wanted::Headers).await?;
         if follower.identity != stream.identity {
+            return Ok(None);
+        }
+        // Said before anything is counted, so that nobody with another subject begins beside us.
+        if is_first_ever && !self.write_note_over(&stream.identity, None, follower.first_position - 1).await {
             return Ok(None);
         }
         let mut table = self.table();
@@ -178,6 +196,10 @@ impl Shared {
                 () = flushed => {}
                 () = self.circuit.until(true) => {}
             }
+            // What the store refuses makes no room however often it is written.
+            if self.table().noted() >= self.config.max_pending {
+                tokio::time::sleep(FIRST_RETRY).await;
+            }
         }
         true
     }
@@ -195,8 +217,11 @@ impl Shared {
             "instances that share a stream and a user store must publish to the same subject: this one to {}, another to {theirs}",
             self.subject
         );
-        tracing::error!(error = why, "the stream is not counted");
-        self.say(Following::Unfit(why));
+        let unfit = Following::Unfit(why);
+        if *self.following.borrow() != unfit {
+            tracing::error!(error = unfit.why(), "the stream is not counted");
+        }
+        self.say(unfit);
     }
 }
 
@@ -235,7 +260,7 @@ impl Part for ProjectionPart {
         let position = shared.table().position();
         json!({
             "state": following.name(),
-            "why": match &following { Following::Unfit(why) => Some(why.as_str()), _ => None },
+            "why": following.why(),
             "stream": position.as_ref().map(|(identity, _)| &**identity),
             "position": position.as_ref().map(|(_, position)| *position),
             "lagEvents": shared.metrics.lag.get(),

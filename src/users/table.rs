@@ -34,8 +34,10 @@ pub(super) struct Table {
     noted: usize,
     /// Acknowledged events that the projection has not brought, by position.
     acked: BTreeMap<u64, Arc<str>>,
-    /// Streams followed in this run; the last one now.
+    /// Streams followed in this run.
     streams: Vec<Stream>,
+    /// Which of them is followed now.
+    present: usize,
     gap: Duration,
     most_users: usize,
     most_pending: usize,
@@ -125,6 +127,7 @@ impl Table {
             noted: 0,
             acked: BTreeMap::new(),
             streams: Vec::new(),
+            present: 0,
             gap,
             most_users,
             most_pending,
@@ -158,12 +161,22 @@ impl Table {
         std::mem::take(&mut self.lost)
     }
 
-    /// Those of `keys` that have to be read, each once.
-    pub(super) fn missing<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
+    /// Those of `keys` that have to be read, each once, no more than `most`. They have their places from here on, so that
+    /// an edit which comes while they are read is not missed.
+    pub(super) fn missing<'a>(
+        &mut self,
+        keys: impl Iterator<Item = &'a Arc<str>>,
+        most: usize,
+    ) -> Vec<Arc<str>> {
         let mut asked = HashSet::new();
         let is_missing =
             |key: &&Arc<str>| self.entries.get(*key).is_none_or(|entry| matches!(entry.base, Base::Unknown));
-        keys.filter(is_missing).filter(|key| asked.insert(Arc::clone(key))).cloned().collect()
+        let missing = keys.filter(is_missing).filter(|key| asked.insert(Arc::clone(key))).take(most);
+        let missing: Vec<_> = missing.cloned().collect();
+        for key in &missing {
+            self.entry(key).is_recent = true;
+        }
+        missing
     }
 
     /// Takes in what was read; older than what is known is nothing new. Whatever its `applied` covers is no longer
@@ -193,7 +206,7 @@ impl Table {
 
     /// An operator changed a document. Users not in memory are read when they come.
     pub(super) fn edited(&mut self, key: &Arc<str>, document: &Document) {
-        if self.entries.get(key).is_some_and(|entry| !matches!(entry.base, Base::Unknown)) {
+        if self.holds(key) {
             self.loaded(key, Some(document));
         }
     }
@@ -207,13 +220,13 @@ impl Table {
     }
 
     fn rebase(&mut self, key: &Arc<str>, base: Base) {
-        let Self { entries, streams, dirty, noted, .. } = self;
+        let Self { entries, streams, present, dirty, noted, .. } = self;
         let Some(entry) = entries.get_mut(key) else { return };
         entry.base = base;
         entry.head = None;
         entry.is_refused = false;
         let before = entry.noted.len();
-        entry.drop_covered(streams);
+        entry.drop_covered(streams, *present);
         *noted -= before - entry.noted.len();
         if entry.noted.is_empty() {
             dirty.remove(key);

@@ -13,7 +13,7 @@ use firestore::gcloud_sdk::{GoogleAuthHeaders, HeaderMap};
 use tokio::sync::Mutex;
 
 use super::FirestoreConfig;
-use crate::store::{Name, StoreError};
+use crate::store::{Name, StoreError, in_time};
 use crate::telemetry::logs::with_causes;
 
 const HOST: &str = "firestore.googleapis.com";
@@ -97,7 +97,7 @@ impl Connection {
             let request = self.request(message).await?;
             send(Client::new(self.channel.clone()), request).await.map_err(|status| refusal(&status))
         };
-        in_time(answer).await
+        in_time(LONGEST_REQUEST, answer).await
     }
 
     async fn request<Q>(&self, message: Q) -> Result<Request<Q>, StoreError> {
@@ -151,14 +151,6 @@ fn asking(endpoint: Endpoint) -> Endpoint {
         .http2_keep_alive_interval(ASK_AFTER)
         .keep_alive_timeout(GIVE_UP_AFTER)
         .keep_alive_while_idle(true)
-}
-
-/// The outer bound.
-pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(LONGEST_REQUEST, answer).await {
-        Ok(answer) => answer,
-        Err(_) => Err(away("no answer in time")),
-    }
 }
 
 pub(super) fn away(why: &str) -> StoreError {

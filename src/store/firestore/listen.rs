@@ -21,10 +21,10 @@ use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::connection::{Connection, away, by_code, in_time, refusal};
+use super::connection::{Connection, LONGEST_REQUEST, away, by_code, refusal};
 use super::value;
 use crate::store::document::EDITED_AT;
-use crate::store::{Collection, Document, Edits, Name, StoreError, Version};
+use crate::store::{Collection, Document, Edits, Name, StoreError, Version, in_time};
 
 /// Ours to choose; there is one.
 const TARGET: i32 = 1;
@@ -97,7 +97,7 @@ impl Listener {
     async fn until_current(&mut self) -> Result<Vec<(Name, Document)>, StoreError> {
         let mut stored = Vec::new();
         loop {
-            match in_time(self.answer()).await? {
+            match in_time(LONGEST_REQUEST, self.answer()).await? {
                 ResponseType::DocumentChange(change) => stored.extend(self.edit(change)?),
                 ResponseType::TargetChange(change) => {
                     if check(&change)? == TargetChangeType::Current {

@@ -124,20 +124,24 @@ impl Entry {
         if self.in_flight.len() < before {
             self.head = None;
         }
+        self.give_back_room();
+    }
+
+    /// Most users are silent most of the time, and an empty queue keeps its room.
+    pub(super) fn give_back_room(&mut self) {
         if self.in_flight.is_empty() {
-            // Most users are silent most of the time: an empty vector keeps its room.
             self.in_flight = VecDeque::new();
         }
     }
 
     /// Drops what the document counts already.
-    pub(super) fn drop_covered(&mut self, streams: &[Stream]) {
+    pub(super) fn drop_covered(&mut self, streams: &[Stream], present: usize) {
         let applied: Vec<_> =
             streams.iter().map(|stream| self.applied_to(&stream.identity).unwrap_or(0)).collect();
         let mut noted = std::mem::take(&mut self.noted);
         noted.retain(|event| event.position > applied[event.stream]);
         let mut in_flight = std::mem::take(&mut self.in_flight);
-        if let Some(applied) = applied.last() {
+        if let Some(applied) = applied.get(present) {
             in_flight.retain(|event| event.acked.is_none_or(|position| position > *applied));
         }
         noted.shrink_to_fit();

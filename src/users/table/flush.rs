@@ -19,6 +19,8 @@ pub(in crate::users) struct Flushing {
     pub(in crate::users) user: User,
     pub(in crate::users) profile: Option<Profile>,
     sessions_before: u64,
+    /// Events that it counts.
+    events: usize,
 }
 
 /// What a write changed.
@@ -78,12 +80,13 @@ impl Table {
         }
         entry.is_being_written = true;
         let profile = entry.profile.as_deref().cloned();
-        Some(Flushing { key: Arc::clone(key), version, user, profile, sessions_before })
+        let events = entry.noted.len();
+        Some(Flushing { key: Arc::clone(key), version, user, profile, sessions_before, events })
     }
 
     /// It was written.
     pub(in crate::users) fn flushed(&mut self, flushing: Flushing, version: Version) -> Counted {
-        let Flushing { key, version: before, user, profile, sessions_before } = flushing;
+        let Flushing { key, version: before, user, profile, sessions_before, events } = flushing;
         let sessions = user.history.session_count - sessions_before.min(user.history.session_count);
         let counted = Counted { is_new: before.is_none(), sessions };
         let Some(entry) = self.entries.get_mut(&key) else { return counted };
@@ -96,11 +99,13 @@ impl Table {
         {
             return counted;
         }
-        let head = entry.head.take();
+        // Forgotten meanwhile, so that the head was folded without them.
+        let is_whole = entry.noted.len() >= events;
+        let head = entry.head.take().filter(|_| is_whole && before.is_some());
         self.rebase(&key, Base::Known(Box::new(Known { user, version })));
         if let Some(entry) = self.entries.get_mut(&key) {
             // The same events folded over the same base, a part of them earlier. With nothing pending, the base says it.
-            entry.head = head.filter(|_| before.is_some() && entry.is_needed());
+            entry.head = head.filter(|_| entry.is_needed());
             entry.is_own = !entry.in_flight.is_empty();
         }
         counted

@@ -1,7 +1,7 @@
 //! Where events stand in the stream: what publishing says of this instance's own, and what the projection brings of
 //! everybody's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ impl Table {
         }
         event.acked = Some(position);
         self.acked.insert(position, Arc::clone(key));
-        if self.streams.last().is_some_and(|stream| position <= stream.position) {
+        if self.present().is_some_and(|stream| position <= stream.position) {
             self.settle_up_to(position);
         }
     }
@@ -35,7 +35,7 @@ impl Table {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             let before = entry.in_flight.len();
             entry.take_in_flight(|event| event.acked == Some(position));
-            if let Some(stream) = self.streams.last().filter(|_| entry.in_flight.len() < before) {
+            if let Some(stream) = self.streams.get(self.present).filter(|_| entry.in_flight.len() < before) {
                 let is_counted = entry.applied_to(&stream.identity).is_none_or(|applied| position <= applied);
                 let is_noted = entry.noted.iter().any(|noted| noted.position == position);
                 let is_lost = position > stream.began_at && !is_counted && !is_noted;
@@ -53,18 +53,18 @@ impl Table {
 
     /// Where the present stream is known to hold an event.
     pub(in crate::users) fn position_of(&self, key: &Arc<str>, id: Uuid) -> Option<u64> {
-        let stream = self.streams.len().checked_sub(1)?;
         let noted = &self.entries.get(key)?.noted;
-        noted.iter().find(|noted| noted.seen.id == id && noted.stream == stream).map(|noted| noted.position)
+        let found = noted.iter().find(|noted| noted.seen.id == id && noted.stream == self.present);
+        found.map(|noted| noted.position)
     }
 
     /// The projection brings an event.
     pub(in crate::users) fn note(&mut self, key: &Arc<str>, seen: Seen, position: u64, now: Timestamp) {
-        let Some(stream) = self.streams.len().checked_sub(1) else { return };
-        if position <= self.streams[stream].position {
-            // A follower that brings a stretch again.
+        // A follower may bring a stretch again.
+        if self.present().is_none_or(|stream| position <= stream.position) {
             return;
         }
+        let stream = self.present;
         self.entry(key);
         let Self { entries, streams, dirty, noted, acked, gap, .. } = self;
         let Some(entry) = entries.get_mut(key) else { return };
@@ -72,11 +72,8 @@ impl Table {
         let head = entry.head.take();
         if let Some(index) = under_way {
             entry.in_flight.remove(index);
+            entry.give_back_room();
             acked.remove(&position);
-        }
-        if entry.in_flight.is_empty() {
-            // Most users are silent most of the time: an empty queue keeps its room.
-            entry.in_flight = VecDeque::new();
         }
         if entry.applied_to(&streams[stream].identity).is_some_and(|applied| position <= applied) {
             entry.head = head.filter(|_| under_way.is_none());
@@ -109,20 +106,27 @@ impl Table {
 
     /// The projection stands here: everything up to it was noted.
     pub(in crate::users) fn followed_to(&mut self, position: u64) {
-        if let Some(stream) = self.streams.last_mut() {
+        if let Some(stream) = self.streams.get_mut(self.present) {
             stream.position = stream.position.max(position);
         }
         self.settle_up_to(position);
     }
 
-    /// The projection begins to follow a stream behind `counted_to`, for the first time or anew. What another stream
-    /// before it acknowledged, and nobody noted, is given up; what is acknowledged up to there is counted.
+    fn present(&self) -> Option<&Stream> {
+        self.streams.get(self.present)
+    }
+
+    /// The projection begins to follow a stream behind `counted_to`, for the first time or anew; one that was followed
+    /// before goes on where it stood. What another stream before it acknowledged, and nobody noted, is given up; what is
+    /// acknowledged up to there is counted.
     pub(in crate::users) fn begin(&mut self, identity: &str, counted_to: u64) {
-        let is_another = self.streams.last().is_some_and(|stream| *stream.identity != *identity);
-        if self.streams.is_empty() || is_another {
+        let is_another = self.present().is_some_and(|stream| *stream.identity != *identity);
+        let known = self.streams.iter().position(|stream| *stream.identity == *identity);
+        self.present = known.unwrap_or_else(|| {
             let stream = Stream { identity: identity.into(), began_at: counted_to, position: counted_to };
             self.streams.push(stream);
-        }
+            self.streams.len() - 1
+        });
         let mut given_up = 0;
         for entry in self.entries.values_mut() {
             let before = entry.in_flight.len();
@@ -138,10 +142,11 @@ impl Table {
     /// Memory is at its end and the store away: everything noted of the present stream is forgotten, to be read again
     /// from behind `counted_to`.
     pub(in crate::users) fn go_back_to(&mut self, counted_to: u64) {
-        let Some(current) = self.streams.len().checked_sub(1) else { return };
-        let identity = Arc::clone(&self.streams[current].identity);
-        self.streams[current].position = counted_to;
-        self.streams[current].began_at = self.streams[current].began_at.min(counted_to);
+        let current = self.present;
+        let Some(stream) = self.streams.get_mut(current) else { return };
+        let identity = Arc::clone(&stream.identity);
+        stream.position = counted_to;
+        stream.began_at = stream.began_at.min(counted_to);
         let Self { entries, dirty, noted, .. } = self;
         dirty.retain(|key| {
             let Some(entry) = entries.get_mut(key) else { return false };
@@ -157,17 +162,21 @@ impl Table {
 
     /// The projection's position in the present stream, and its identity.
     pub(in crate::users) fn position(&self) -> Option<(Arc<str>, u64)> {
-        self.streams.last().map(|stream| (Arc::clone(&stream.identity), stream.position))
+        self.present().map(|stream| (Arc::clone(&stream.identity), stream.position))
+    }
+
+    /// Where the projection stands in a stream that it follows or followed.
+    pub(in crate::users) fn position_in(&self, identity: &str) -> Option<u64> {
+        self.streams.iter().find(|stream| *stream.identity == *identity).map(|stream| stream.position)
     }
 
     /// Up to where everything in the present stream is counted in every user.
     pub(in crate::users) fn counted_to(&self) -> Option<(Arc<str>, u64)> {
-        let current = self.streams.len().checked_sub(1)?;
         let first_uncounted = |key: &Arc<str>| {
             let noted = &self.entries.get(key)?.noted;
-            noted.iter().find(|noted| noted.stream == current).map(|noted| noted.position - 1)
+            noted.iter().find(|noted| noted.stream == self.present).map(|noted| noted.position - 1)
         };
-        let stream = &self.streams[current];
+        let stream = self.present()?;
         let to = self.dirty.iter().filter_map(first_uncounted).min().unwrap_or(stream.position);
         Some((Arc::clone(&stream.identity), to.min(stream.position)))
     }

@@ -204,7 +204,7 @@ impl World {
     }
 
     fn flush(&mut self, i: usize, key: &Arc<str>, is_answered: bool) {
-        let is_missing = !self.instances[i].table.missing(std::iter::once(key)).is_empty();
+        let is_missing = !self.instances[i].table.missing(std::iter::once(key), 1).is_empty();
         if is_missing {
             self.load(i, key);
         }
@@ -336,4 +336,38 @@ proptest! {
         world.settle();
         world.check();
     }
+}
+
+#[test]
+fn a_stream_that_comes_back_goes_on_where_it_stood() {
+    let mut table = Table::new(GAP, 100, 1_000);
+    let seen = |name: &str| Seen { id: event_id(name), kind: Kind::Message, at: Timestamp::UNIX_EPOCH };
+    for (stream, name) in [("A@1", "a"), ("B@2", "b")] {
+        table.begin(stream, 0);
+        table.note(&user(1), seen(name), 1, Timestamp::UNIX_EPOCH);
+        table.followed_to(1);
+    }
+    assert_eq!((table.position_in("A@1"), table.position_in("C@3")), (Some(1), None));
+    table.begin("A@1", 1);
+    table.note(&user(1), seen("a"), 1, Timestamp::UNIX_EPOCH);
+    assert_eq!(table.noted(), 2);
+    table.loaded(&user(1), None);
+    let flushing = table.flush(&user(1)).unwrap();
+    assert_eq!(flushing.user.message_count, 2);
+    assert_eq!(flushing.user.applied, [("A@1".into(), 1), ("B@2".into(), 1)]);
+}
+
+#[test]
+fn an_edit_that_comes_while_its_user_is_read_is_not_missed() {
+    let mut table = Table::new(GAP, 100, 1_000);
+    let document = |notes: &str, version| {
+        let fields = Fields::from_iter([("notes".to_owned(), notes.into())]);
+        Document { fields, version: Version(version) }
+    };
+    assert_eq!(table.missing([user(1), user(1), user(2)].iter(), 1), [user(1)]);
+    table.edited(&user(1), &document("new", 2));
+    table.loaded(&user(1), Some(&document("old", 1)));
+    assert!(table.missing([user(1)].iter(), 1).is_empty());
+    table.edited(&user(2), &document("nobody asked", 2));
+    assert_eq!((table.len(), table.missing([user(2)].iter(), 1)), (1, vec![user(2)]));
 }
