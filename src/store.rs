@@ -268,6 +268,13 @@ pub fn open(config: &StoreConfig, folder: &Path) -> Result<Arc<dyn DocumentStore
     }
 }
 
+/// Fields as a test writes them.
+#[cfg(test)]
+fn fields(value: Value) -> Fields {
+    let Value::Object(fields) = value else { panic!("an object") };
+    fields
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

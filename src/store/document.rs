@@ -257,11 +257,7 @@ pub fn shown_time(time: Timestamp) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fields(value: Value) -> Fields {
-        let Value::Object(fields) = value else { panic!("an object") };
-        fields
-    }
+    use crate::store::fields;
 
     #[test]
     fn a_document_of_the_wrong_shape_is_read_field_by_field() {

@@ -1,4 +1,5 @@
 //! One suite for every implementation of a port.
 
 mod bus;
+mod firestore;
 mod store;

@@ -44,7 +44,7 @@ async fn nats_paused_loses_nothing_and_doubles_nothing() {
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "300", "--count", "4000"]).await;
     let inlet = service(&simulator, &nats, &[("PUBLISH_ACK_WAIT", "1s")]).await;
     simulator.has_sent(500).await;
-    nats.signal("STOP");
+    nats.stop().await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     nats.signal("CONT");
     let sent = simulator.has_finished(4_000).await;

@@ -9,8 +9,9 @@ use inlet::store::embedded::EmbeddedStore;
 use inlet::store::{DocumentStore as _, Name};
 use serde_json::{Value, json};
 
-use crate::harness::emulator::{Documents, Emulator};
+use crate::harness::emulator::Documents;
 use crate::harness::eventually;
+use crate::harness::firestore::{self, Project};
 use crate::harness::inlet::{Inlet, Simulator, run};
 use crate::harness::nats::Nats;
 use crate::harness::people::verify;
@@ -21,16 +22,16 @@ use crate::harness::stream::read;
 struct Setting {
     nats: Nats,
     simulator: Simulator,
-    emulator: Option<Emulator>,
+    emulator: Option<Project>,
     /// Where the service finds the emulator.
     store_at: String,
 }
 
 impl Setting {
     async fn new(with_firestore: bool, flags: &[&str]) -> Self {
-        let emulator = with_firestore.then(Emulator::fresh);
+        let emulator = with_firestore.then(Project::new);
         let store_at = match &emulator {
-            Some(emulator) => emulator.addr().await.to_string(),
+            Some(emulator) => emulator.address().await.to_string(),
             None => String::new(),
         };
         let flags = [&["--channels", "people"], flags].concat();
@@ -51,7 +52,7 @@ impl Setting {
         ];
         if let Some(emulator) = &self.emulator {
             settings.push(("FIRESTORE_EMULATOR_HOST", &*self.store_at));
-            settings.push(("GOOGLE_CLOUD_PROJECT", emulator.project()));
+            settings.push(("GOOGLE_CLOUD_PROJECT", &emulator.id));
         }
         settings.extend(more);
         Inlet::serve_in(folder, &settings).await
@@ -79,11 +80,7 @@ async fn embedded_users(data_dir: &Path, found: &[Value]) -> Documents {
     let keys: std::collections::BTreeSet<_> = found.iter().filter_map(of).collect();
     let names: Vec<_> = keys.iter().map(|key| Name::user(Arc::from(key.as_str()))).collect();
     let documents = store.get_many(&names).await.unwrap();
-    let unpacked = |fields: serde_json::Map<String, Value>| fields;
-    keys.into_iter()
-        .zip(documents)
-        .filter_map(|(key, document)| Some((key, unpacked(document?.fields))))
-        .collect()
+    keys.into_iter().zip(documents).filter_map(|(key, document)| Some((key, document?.fields))).collect()
 }
 
 /// Everything is counted: nothing is left to be written.
@@ -147,22 +144,23 @@ async fn killed(setting: &Setting, is_folder_kept: bool) -> Inlet {
     inlet
 }
 
-#[tokio::test]
-async fn killed_with_its_folder_kept_it_counts_every_event_in_the_stream_once() {
+/// Every event in the stream is counted once, whatever was killed.
+async fn killed_and_judged(is_folder_kept: bool) {
     let setting = Setting::new(true, &["--rate", "1000", "--users", "200"]).await;
-    let mut inlet = killed(&setting, true).await;
+    let mut inlet = killed(&setting, is_folder_kept).await;
     setting.simulator.has_sent(7_000).await;
     ended_well(&mut inlet).await;
     setting.judge(&["--faults"], &setting.users().await).await;
 }
 
 #[tokio::test]
+async fn killed_with_its_folder_kept_it_counts_every_event_in_the_stream_once() {
+    killed_and_judged(true).await;
+}
+
+#[tokio::test]
 async fn killed_with_its_folder_lost_it_counts_every_event_in_the_stream_once() {
-    let setting = Setting::new(true, &["--rate", "1000", "--users", "200"]).await;
-    let mut inlet = killed(&setting, false).await;
-    setting.simulator.has_sent(7_000).await;
-    ended_well(&mut inlet).await;
-    setting.judge(&["--faults"], &setting.users().await).await;
+    killed_and_judged(false).await;
 }
 
 #[tokio::test]
@@ -222,7 +220,7 @@ async fn fifty_first_messages_of_one_user_from_two_instances_make_one_user() {
 #[tokio::test]
 async fn while_the_store_hangs_events_flow_unmatched_and_are_counted_afterwards() {
     let mut setting = Setting::new(true, &["--rate", "500", "--count", "6000", "--users", "300"]).await;
-    let proxy = Proxy::to(setting.emulator.as_ref().unwrap().addr().await).await;
+    let proxy = Proxy::to(setting.emulator.as_ref().unwrap().address().await).await;
     setting.store_at = proxy.addr().to_string();
     let mut inlet = setting.serve(&[("ENRICH_TIMEOUT", "400ms")]).await;
     setting.simulator.has_sent(1_500).await;
@@ -311,7 +309,7 @@ async fn an_instance_with_another_subject_on_the_same_stream_and_store_does_not_
         &[
             ("NATS_URL", &nats),
             ("FIRESTORE_EMULATOR_HOST", &setting.store_at),
-            ("GOOGLE_CLOUD_PROJECT", emulator.project()),
+            ("GOOGLE_CLOUD_PROJECT", &emulator.id),
             ("PUBLISH_SUBJECT", subject),
             ("PORT", "0"),
             ("DATA_DIR", folder.path().to_str().unwrap()),
@@ -334,7 +332,7 @@ async fn a_deleted_document_is_created_again_as_a_new_user() {
     })
     .await;
     let first = emulator.users().await[&key]["firstEventId"].clone();
-    emulator.delete(&key).await;
+    emulator.delete_user(&key).await;
     eventually("the user is there again, counted anew", || async {
         let users = emulator.users().await;
         let again = users.get(&key)?;
@@ -345,7 +343,7 @@ async fn a_deleted_document_is_created_again_as_a_new_user() {
 }
 
 /// What the session rules say of messages of one user at these times, in milliseconds after the first.
-async fn edges(emulator: Option<&Emulator>) {
+async fn edges(emulator: Option<&Project>) {
     const DAY: i64 = 24 * 60 * 60 * 1_000;
     let at = [0, DAY - 1, 2 * DAY - 1, 2 * DAY - 2, DAY, 3 * DAY, 3 * DAY + 1, 2 * DAY];
     let folder = tempfile::tempdir().unwrap();
@@ -357,11 +355,10 @@ async fn edges(emulator: Option<&Emulator>) {
         )
     };
     std::fs::write(&lines, at.iter().enumerate().map(line).collect::<String>()).unwrap();
-    let host = crate::harness::firestore::host();
+    let host = firestore::host();
     let mut environment = vec![("DATA_DIR", folder.path().to_str().unwrap()), ("LOG_LEVEL", "error")];
     if let Some(emulator) = emulator {
-        environment
-            .extend([("FIRESTORE_EMULATOR_HOST", &*host), ("GOOGLE_CLOUD_PROJECT", emulator.project())]);
+        environment.extend([("FIRESTORE_EMULATOR_HOST", &*host), ("GOOGLE_CLOUD_PROJECT", &emulator.id)]);
     }
     let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
     let said = String::from_utf8(output.stdout).unwrap();
@@ -406,7 +403,7 @@ async fn sessions_end_to_the_millisecond_on_the_embedded_store() {
 
 #[tokio::test]
 async fn sessions_end_to_the_millisecond_on_firestore() {
-    edges(Some(&Emulator::fresh())).await;
+    edges(Some(&Project::new())).await;
 }
 
 /// Lets the stream take other subjects as well.

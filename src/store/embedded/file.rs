@@ -224,11 +224,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    fn fields(value: Value) -> Fields {
-        let Value::Object(fields) = value else { panic!("an object") };
-        fields
-    }
+    use crate::store::fields;
 
     #[test]
     fn a_path_leaves_what_stands_beside_it() {

@@ -163,11 +163,7 @@ mod tests {
     use firestore::gcloud_sdk::google::r#type::LatLng;
 
     use super::*;
-
-    fn fields(value: Value) -> Fields {
-        let Value::Object(fields) = value else { panic!("an object") };
-        fields
-    }
+    use crate::store::fields;
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -466,7 +466,7 @@ async fn a_dead_peer_is_noticed_within_fifteen_seconds() {
     let Ground::Nats(nats) = &fixture.ground else { unreachable!() };
     let mut lane = fixture.bus.open_lane(WINDOW);
     publish(&mut lane, [message("a")]).await;
-    nats.signal("STOP");
+    nats.stop().await;
     let start = std::time::Instant::now();
     lane.messages.send(numbered([message("b")])).await.unwrap();
     let settled = tokio::time::timeout(PATIENCE, lane.settled.recv()).await.unwrap().unwrap();

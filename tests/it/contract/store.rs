@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, future};
 use inlet::store::document::{read_user, shown_time};
-use inlet::store::measured::{Store, StoreMetrics};
 use inlet::store::{
-    self, Condition, Document, DocumentStore, Edits, Fields, Name, StoreError, Version, Write, WriteRefusal,
+    self, Condition, Document, DocumentStore, Edits, Fields, Name, Version, Write, WriteRefusal,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::firestore::{Project, config};
-use crate::harness::{PATIENCE, eventually, free_port};
+use crate::harness::{PATIENCE, eventually};
 
 /// A store and what it stands on.
-struct Fixture {
+pub(super) struct Fixture {
     store: Arc<dyn DocumentStore>,
     ground: Ground,
 }
@@ -33,7 +31,7 @@ impl Fixture {
         Self::on(Ground::Embedded(tempfile::tempdir().unwrap())).await
     }
 
-    async fn firestore() -> Self {
+    pub(super) async fn firestore() -> Self {
         Self::on(Ground::Firestore(Project::new())).await
     }
 
@@ -59,20 +57,25 @@ impl Fixture {
         self.get_many(std::slice::from_ref(name)).await.pop().unwrap()
     }
 
-    async fn get_many(&self, names: &[Name]) -> Vec<Option<Document>> {
+    pub(super) async fn get_many(&self, names: &[Name]) -> Vec<Option<Document>> {
         bounded(self.store.get_many(names)).await.unwrap()
     }
 
-    async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version, WriteRefusal>> {
+    pub(super) async fn write_many(&self, writes: Vec<Write>) -> Vec<Result<Version, WriteRefusal>> {
         bounded(self.store.write_many(writes)).await.unwrap()
     }
 
-    async fn write(&self, name: &Name, fields: Value, condition: Condition) -> Result<Version, WriteRefusal> {
+    pub(super) async fn write(
+        &self,
+        name: &Name,
+        fields: Value,
+        condition: Condition,
+    ) -> Result<Version, WriteRefusal> {
         self.write_many(vec![write(name, fields, condition)]).await.pop().unwrap()
     }
 }
 
-async fn bounded<T>(work: impl Future<Output = T>) -> T {
+pub(super) async fn bounded<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.unwrap()
 }
 
@@ -81,11 +84,11 @@ fn fields(value: Value) -> Fields {
     fields
 }
 
-fn user(id: impl AsRef<str>) -> Name {
+pub(super) fn user(id: impl AsRef<str>) -> Name {
     Name::user(format!("twitch:{}", id.as_ref()).into())
 }
 
-fn write(name: &Name, value: Value, condition: Condition) -> Write {
+pub(super) fn write(name: &Name, value: Value, condition: Condition) -> Write {
     Write { name: name.clone(), fields: fields(value), condition }
 }
 
@@ -383,7 +386,7 @@ async fn collections_are_apart_and_names_are_taken_as_they_are(fixture: Fixture)
     assert_eq!(numbers, (0..7).collect::<Vec<_>>());
 }
 
-fn at(milliseconds: i64) -> Timestamp {
+pub(super) fn at(milliseconds: i64) -> Timestamp {
     Timestamp::from_millisecond(1_795_153_880_000 + milliseconds).unwrap()
 }
 
@@ -435,129 +438,4 @@ async fn following_again_brings_what_was_missed(fixture: Fixture) {
     for edits in [&mut edits, &mut other] {
         assert_eq!(next_edit(edits).await[0].1.fields["notes"], "both");
     }
-}
-
-/// Passes bytes on to the emulator until it is dropped.
-struct Forwarder(tokio::task::JoinSet<()>);
-
-impl Forwarder {
-    async fn start(port: u16, to: &str) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        let to = to.to_owned();
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            loop {
-                let (mut near, _) = listener.accept().await.unwrap();
-                let mut far = TcpStream::connect(&to).await.unwrap();
-                connections.spawn(async move {
-                    drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
-                });
-            }
-        });
-        Self(tasks)
-    }
-
-    async fn stop(mut self) {
-        self.0.shutdown().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_without_firestore_succeeds_and_connects_later() {
-    let project = Project::new();
-    let port = free_port();
-    let config = project.config_through(&format!("127.0.0.1:{port}"));
-    let store = store::open(&config, std::path::Path::new("/nonexistent")).unwrap();
-    let name = user("a");
-    let names = std::slice::from_ref(&name);
-    let began = Instant::now();
-    let early = bounded(store.get_many(names)).await;
-    assert!(matches!(early, Err(StoreError::Away(_))), "{early:?}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    let early = bounded(store.write_many(vec![write(&name, json!({ "n": 1 }), Condition::Absent)])).await;
-    assert!(early.is_err_and(|error| error.is_transient()));
-    assert!(bounded(store.edits(at(0))).await.is_err_and(|error| error.is_transient()));
-    // It comes, goes, and comes again, and with it the store.
-    for turn in 0..3 {
-        let forwarder = Forwarder::start(port, project.host()).await;
-        eventually("the store connects", || async { store.get_many(names).await.ok() }).await;
-        let writes = vec![write(&name, json!({ "n": turn }), Condition::Always)];
-        assert!(bounded(store.write_many(writes)).await.unwrap()[0].is_ok());
-        let mut edits = bounded(store.edits(at(0))).await.unwrap();
-        forwarder.stop().await;
-        let end = bounded(async {
-            loop {
-                if let Err(error) = edits.next().await.unwrap() {
-                    return error;
-                }
-            }
-        });
-        assert!(end.await.is_transient());
-        assert!(edits.next().await.is_none());
-        assert!(bounded(store.get_many(names)).await.is_err_and(|error| error.is_transient()));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_never_answers_costs_the_time_given_and_is_counted() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    let config = Project::new().config_through(&host);
-    let registry = prometheus::Registry::new();
-    let metrics = Arc::new(StoreMetrics::new(&registry).unwrap());
-    let store = Store::new(store::open(&config, std::path::Path::new("/nonexistent")).unwrap(), metrics);
-    let within = Duration::from_millis(200);
-    let began = Instant::now();
-    let read = bounded(store.get_many(&[user("a")], within)).await;
-    let written =
-        bounded(store.write_many(vec![write(&user("a"), json!({ "n": 1 }), Condition::Absent)], within))
-            .await;
-    assert!(
-        read.is_err_and(|error| error.is_transient()) && written.is_err_and(|error| error.is_transient())
-    );
-    assert!(
-        began.elapsed() >= 2 * within && began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
-    // Without a caller's time there is an outer bound.
-    let began = Instant::now();
-    assert!(bounded(store.edits(at(0))).await.is_err_and(|error| error.is_transient()));
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
-    let shown = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-    for op in ["get", "write", "listen"] {
-        for (result, count) in [("ok", 0), ("away", 1), ("refused", 0)] {
-            let line = format!("inlet_store_requests_total{{op=\"{op}\",result=\"{result}\"}} {count}\n");
-            assert!(shown.contains(&line), "{line} {shown}");
-        }
-    }
-    assert_eq!((store.metrics().documents_read(), store.metrics().documents_written()), (0, 0));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_document_that_firestore_refuses_for_good_is_refused_alone() {
-    let fixture = Fixture::firestore().await;
-    let [a, b, c] = ["a", "b", "c"].map(user);
-    // Beyond the size of any document.
-    let large = json!({ "notes": "x".repeat(1_100_000) });
-    assert!(matches!(
-        fixture.write(&b, large.clone(), Condition::Absent).await,
-        Err(WriteRefusal::Failed(StoreError::Refused { .. }))
-    ));
-    let outcomes = fixture
-        .write_many(vec![
-            write(&a, json!({ "n": 1 }), Condition::Absent),
-            write(&b, large, Condition::Absent),
-            write(&c, json!({ "n": 3 }), Condition::Absent),
-        ])
-        .await;
-    assert!(outcomes[0].is_ok() && outcomes[2].is_ok(), "{outcomes:?}");
-    let Err(WriteRefusal::Failed(StoreError::Refused { code, message })) = &outcomes[1] else {
-        panic!("{outcomes:?}")
-    };
-    assert_eq!(*code, "INVALID_ARGUMENT");
-    assert!(message.len() < 500 && !message.contains("xxxxxxxx"), "{message}");
-    let read = fixture.get_many(&[a, b, c]).await;
-    assert_eq!(read.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
 }

@@ -29,12 +29,12 @@ impl Child {
         let status =
             Command::new("kill").arg(format!("-{signal}")).arg(self.id().to_string()).status().unwrap();
         assert!(status.success(), "cannot signal {}", self.name);
-        // A process of many threads does not stop at once.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while signal == "STOP" && !self.has_stopped() {
-            assert!(Instant::now() < deadline, "{} does not stop", self.name);
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    }
+
+    /// SIGSTOP, and stopped when this returns: a process of many threads does not stop at once.
+    pub async fn stop(&self) {
+        self.signal("STOP");
+        super::eventually("it has stopped", || async { self.has_stopped().then_some(()) }).await;
     }
 
     /// Whether each of its threads has stopped.

@@ -1,14 +1,13 @@
-//! An independent reader of user documents, and an operator's hand in them: the Firestore emulator over REST, nothing
-//! of ours in between.
+//! An independent reader of user documents, and an operator's hand in them: a project of the Firestore emulator over REST,
+//! nothing of ours in between.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Map, Value, json};
 
+use super::firestore::Project;
 use super::proxy::{Mode, Proxy};
 
 /// Documents by key, their fields as plain JSON: times are RFC 3339 strings.
@@ -18,37 +17,7 @@ pub type Documents = BTreeMap<String, Map<String, Value>>;
 const OWNER: &str = "owner";
 const PAGE: &str = "100";
 
-/// A project of a test's own in the emulator that runs for all of them.
-pub struct Emulator {
-    host: String,
-    project: String,
-    client: reqwest::Client,
-}
-
-impl Emulator {
-    /// An empty project.
-    pub fn fresh() -> Self {
-        let Ok(host) = std::env::var("FIRESTORE_EMULATOR_HOST") else {
-            panic!(
-                "FIRESTORE_EMULATOR_HOST is not set: run the tests by ./validate_deliverable.sh, or as \
-                 scripts/with-firestore-emulator cargo nextest run"
-            );
-        };
-        ::inlet::tls::install_provider();
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
-        Self { host, project: format!("test-{}", uuid::Uuid::new_v4().simple()), client }
-    }
-
-    /// `GOOGLE_CLOUD_PROJECT`.
-    pub fn project(&self) -> &str {
-        &self.project
-    }
-
-    /// Its address: `FIRESTORE_EMULATOR_HOST`, or what a proxy stands before.
-    pub async fn addr(&self) -> SocketAddr {
-        tokio::net::lookup_host(&self.host).await.unwrap().next().unwrap()
-    }
-
+impl Project {
     /// Every user's document.
     pub async fn users(&self) -> Documents {
         self.read_all("users").await
@@ -84,15 +53,15 @@ impl Emulator {
     }
 
     /// Takes a user's document away.
-    pub async fn delete(&self, key: &str) {
+    pub async fn delete_user(&self, key: &str) {
         answer(self.request(Method::DELETE, &user_path(key), &[])).await;
     }
 
     fn request(&self, method: Method, path: &str, query: &[(&str, &str)]) -> RequestBuilder {
-        let Self { host, project, .. } = self;
+        let Self { host, id, .. } = self;
         let query: Vec<_> = query.iter().map(|(name, value)| format!("{name}={}", escaped(value))).collect();
         let url = format!(
-            "http://{host}/v1/projects/{project}/databases/(default)/documents/{path}?{}",
+            "http://{host}/v1/projects/{id}/databases/(default)/documents/{path}?{}",
             query.join("&")
         );
         self.client.request(method, url).bearer_auth(OWNER)
@@ -155,7 +124,7 @@ fn stored(name: &str, value: &Value) -> Value {
 
 #[tokio::test]
 async fn documents_are_read_as_they_were_written_and_edits_leave_the_rest() {
-    let emulator = Emulator::fresh();
+    let emulator = Project::new();
     assert!(emulator.users().await.is_empty(), "a project of its own");
     let whole = json!({
         "notes": "kind", "operatorUpdatedAt": "2026-11-20T05:51:20.612Z", "messageCountAllTime": 7, "share": 0.5,
@@ -167,14 +136,14 @@ async fn documents_are_read_as_they_were_written_and_edits_leave_the_rest() {
     let mut expected = whole.as_object().unwrap().clone();
     expected.insert("notes".to_owned(), json!("kinder"));
     assert_eq!(emulator.users().await, Documents::from([("twitch:1%3A".to_owned(), expected)]));
-    assert!(Emulator::fresh().users().await.is_empty(), "nobody else's");
-    emulator.delete("twitch:1%3A").await;
+    assert!(Project::new().users().await.is_empty(), "nobody else's");
+    emulator.delete_user("twitch:1%3A").await;
     assert!(emulator.users().await.is_empty());
 }
 
 #[tokio::test]
 async fn all_pages_are_read() {
-    let emulator = Emulator::fresh();
+    let emulator = Project::new();
     let count = 2 * PAGE.parse::<usize>().unwrap() + 1;
     let edits = (0..count).map(|user| {
         let emulator = &emulator;
@@ -188,14 +157,11 @@ async fn all_pages_are_read() {
 
 #[tokio::test]
 async fn a_proxy_before_it_can_cut_it_off() {
-    let emulator = Emulator::fresh();
+    let emulator = Project::new();
     emulator.edit("twitch:1", json!({ "notes": "kind" })).await;
-    let proxy = Proxy::to(emulator.addr().await).await;
-    let url = format!(
-        "http://{}/v1/projects/{}/databases/(default)/documents/users",
-        proxy.addr(),
-        emulator.project()
-    );
+    let proxy = Proxy::to(emulator.address().await).await;
+    let url =
+        format!("http://{}/v1/projects/{}/databases/(default)/documents/users", proxy.addr(), emulator.id);
     let ask = async || emulator.client.get(&url).bearer_auth(OWNER).send().await;
     assert!(ask().await.unwrap().status().is_success());
     proxy.set(Mode::Cut);

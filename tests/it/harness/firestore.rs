@@ -1,5 +1,6 @@
 //! Google's Firestore emulator: one for all tests, a project of its own for each.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ pub fn config(flags: &[&str]) -> StoreConfig {
 /// A project in the emulator that nobody else uses.
 pub struct Project {
     pub id: String,
-    host: String,
-    client: reqwest::Client,
+    pub(super) host: String,
+    pub(super) client: reqwest::Client,
 }
 
 impl Project {
@@ -103,8 +104,8 @@ impl Project {
         assert_eq!(self.send("PUT", url, None, Some(body)).await, 200);
     }
 
-    /// The emulator's own address.
-    pub fn host(&self) -> &str {
-        &self.host
+    /// The emulator's own address: what a proxy stands before.
+    pub async fn address(&self) -> SocketAddr {
+        tokio::net::lookup_host(&self.host).await.unwrap().next().unwrap()
     }
 }

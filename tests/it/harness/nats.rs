@@ -37,6 +37,10 @@ impl Nats {
         self.child.take().unwrap().kill();
     }
 
+    pub async fn stop(&self) {
+        self.child.as_ref().unwrap().stop().await;
+    }
+
     pub fn signal(&self, signal: &str) {
         self.child.as_ref().unwrap().signal(signal);
     }
