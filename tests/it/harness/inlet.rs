@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::child::{Child, clean};
+use super::child::{Child, clean, on_a_small_disk};
 use super::{PATIENCE, eventually, free_port};
 
 /// The binary under test.
@@ -42,9 +42,18 @@ impl Inlet {
 
     /// The same in a folder that was used before.
     pub async fn serve_in(folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
+        Self::start(clean(BINARY), folder, settings).await
+    }
+
+    /// The same where [`Child::limit_files`] can fill the disk.
+    pub async fn serve_on_a_small_disk(settings: &[(&str, &str)]) -> Self {
+        Self::start(on_a_small_disk(BINARY), tempfile::tempdir().unwrap(), settings).await
+    }
+
+    async fn start(mut command: Command, folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
         ::inlet::tls::install_provider();
         let port = free_port();
-        let mut command = command(&["serve"], settings);
+        command.arg("serve").envs(settings.iter().copied());
         command.env("PORT", port.to_string()).env("DATA_DIR", folder.path().join("data"));
         let child = Child::start("inlet serve", &mut command, &folder.path().join("log"));
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
@@ -124,9 +133,24 @@ impl Inlet {
         .await
     }
 
+    /// Waits until nothing is under way: nothing pending, and nothing more comes in.
+    pub async fn quiet(&self) -> Metrics {
+        let deadline = Instant::now() + SENDING;
+        let mut before = None;
+        loop {
+            let metrics = self.metrics().await;
+            let received = metrics.sum("inlet_events_received_total");
+            if before.replace(received) == Some(received) && metrics.sum("inlet_events_pending") == 0 {
+                return metrics;
+            }
+            assert!(Instant::now() < deadline, "something is still under way: {metrics:?}");
+            tokio::time::sleep(QUIET).await;
+        }
+    }
+
     /// SIGTERM; how long it took, and the exit code.
     pub async fn terminate(&mut self, patience: Duration) -> (Duration, Option<i32>) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         self.child.signal("TERM");
         let status = self.child.wait(patience).await;
         (start.elapsed(), status.code())
@@ -175,6 +199,17 @@ impl Metrics {
         whole(values.iter().sum())
     }
 
+    /// A family's sum, 0 where there is none.
+    fn sum_if_any(&self, family: &str) -> u64 {
+        let is_there = self.names().any(|name| name == family || name.starts_with(&format!("{family}{{")));
+        if is_there { self.sum(family) } else { 0 }
+    }
+
+    /// As `/metrics` shows them.
+    pub fn text(&self) -> String {
+        self.0.iter().fold(String::new(), |text, (name, value)| text + name + " " + &value.to_string() + "\n")
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
@@ -188,12 +223,12 @@ impl Metrics {
             "received = admitted + duplicate + refused"
         );
         assert_eq!(
-            sum("events_admitted_total"),
+            sum("events_admitted_total") + self.sum_if_any("inlet_outbox_recovered_total"),
             sum("events_published_total")
                 + sum("publish_duplicates_total")
                 + sum("events_deadlettered_total")
                 + sum("events_pending"),
-            "admitted = published + publish duplicates + dead-lettered + pending"
+            "admitted + recovered = published + publish duplicates + dead-lettered + pending"
         );
     }
 }
@@ -240,6 +275,11 @@ impl Simulator {
     /// Its address.
     pub fn url(&self) -> String {
         format!("irc://127.0.0.1:{}", self.port)
+    }
+
+    /// Where a proxy finds it.
+    pub fn addr(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// A line of control.
@@ -291,3 +331,5 @@ impl Simulator {
 
 /// The longest that a simulator of these tests sends.
 const SENDING: Duration = Duration::from_mins(1);
+/// Chat that flows brings something in so short a time.
+const QUIET: Duration = Duration::from_millis(300);
