@@ -4,7 +4,10 @@
 
 mod bus;
 mod chat;
+mod clock;
+mod disk;
 mod process;
+mod store;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -54,7 +54,7 @@ async fn a_cut_connection_is_made_again_and_named_meanwhile() {
 
 #[tokio::test]
 async fn a_half_open_connection_is_noticed_and_left() {
-    let (ground, proxy, inlet) = proxied(&["--rate", "100", "--count", "3000"]).await;
+    let (ground, proxy, inlet) = proxied(&["--rate", "100", "--count", "2200"]).await;
     let watch = Watch::on(&inlet);
     ground.simulator.has_sent(200).await;
     let broken = Instant::now();
@@ -66,7 +66,7 @@ async fn a_half_open_connection_is_noticed_and_left() {
     inlet.ready().await;
     chat_flows(&inlet, 100).await;
     watch.assert_named("twitch", broken, attempt);
-    ground.simulator.has_finished(3_000).await;
+    ground.simulator.has_finished(2_200).await;
     let (_, page) = inlet.json("/_debug/twitch").await;
     assert_eq!((&page["reconnects"], &page["lastError"]["code"]), (&json!(1), &json!("no_answer")), "{page}");
     assert_none_refused_or_lost(&ground.close(inlet, Account::new().cut()).await);

@@ -28,11 +28,6 @@ impl Account {
         self.flag("--cut")
     }
 
-    /// Chat went on when the service ended.
-    pub fn ended(self) -> Self {
-        self.cut().flag("--ended")
-    }
-
     /// More than one instance wrote.
     pub fn unordered(self) -> Self {
         self.flag("--unordered")
@@ -63,9 +58,18 @@ impl Account {
 
     /// The verdict on the stream `INLET`; panics with the differences if there are any.
     pub fn judge(&self, nats: &Nats, simulators: &[&Simulator]) -> Value {
+        self.judge_stream("--nats", &nats.addr().to_string(), simulators)
+    }
+
+    /// The same on a stream that was written to a file.
+    pub fn judge_dump(&self, dump: &Path, simulators: &[&Simulator]) -> Value {
+        self.judge_stream("--stream", dump.to_str().unwrap(), simulators)
+    }
+
+    fn judge_stream(&self, kind: &str, stream: &str, simulators: &[&Simulator]) -> Value {
         let folder = tempfile::tempdir().unwrap();
         let mut arguments = self.flags.clone();
-        arguments.extend(["--nats".to_owned(), nats.addr().to_string(), "--metrics".to_owned()]);
+        arguments.extend([kind, stream, "--metrics"].map(str::to_owned));
         for (number, text) in self.metrics.iter().enumerate() {
             let path = folder.path().join(number.to_string());
             std::fs::write(&path, text).unwrap();

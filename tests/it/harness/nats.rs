@@ -1,7 +1,5 @@
 //! A real nats-server of a test's own.
 
-use std::time::Duration;
-
 use super::child::{Child, clean};
 use super::{eventually, free_port};
 
@@ -88,12 +86,5 @@ impl Nats {
     /// Its streams, as an operator sees them.
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
         async_nats::jetstream::new(async_nats::connect(self.url()).await.unwrap())
-    }
-
-    /// Kills it and starts it again after a while.
-    pub async fn away_for(&mut self, span: Duration) {
-        self.kill();
-        tokio::time::sleep(span).await;
-        self.restart().await;
     }
 }

@@ -32,9 +32,14 @@ pub struct Watch {
 impl Watch {
     /// Begins.
     pub fn on(inlet: &Inlet) -> Self {
+        Self::at(inlet.port)
+    }
+
+    /// Begins, at a port of this machine.
+    pub fn at(port: u16) -> Self {
         let (samples, is_over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (seen, end, addr) =
-            (Arc::clone(&samples), Arc::clone(&is_over), SocketAddr::from(([127, 0, 0, 1], inlet.port)));
+            (Arc::clone(&samples), Arc::clone(&is_over), SocketAddr::from(([127, 0, 0, 1], port)));
         let thread = std::thread::spawn(move || {
             while !end.load(Ordering::Relaxed) {
                 let asked = Instant::now();
