@@ -41,7 +41,9 @@ impl Ground {
     }
 
     async fn on(nats: Nats, flags: &[&str]) -> Self {
-        let flags = [&["--channels", CHANNELS, "--users", "50"], flags].concat();
+        // Users enough to have company, and few enough that each is met again.
+        let users = if flags.contains(&"--users") { &[][..] } else { &["--users", "50"] };
+        let flags = [&["--channels", CHANNELS], users, flags].concat();
         Self { nats, simulator: Simulator::start(&flags).await, descriptors: AtomicUsize::new(0) }
     }
 

@@ -55,40 +55,58 @@ impl Watch {
     /// `part` was named soon after `broken`, and not any more soon after `can_succeed`, the first attempt that could
     /// succeed, and never again since.
     pub fn assert_named(&self, part: &str, broken: Instant, can_succeed: Instant) {
-        let samples = self.samples.lock().unwrap();
+        let samples = self.samples();
         let names = |parts: &[String]| parts.iter().any(|name| name == part);
         let named = samples.iter().find(|(at, parts)| *at >= broken && names(parts));
         let Some((named, _)) = named else { panic!("/readyz never named {part}") };
         let last = samples.iter().rposition(|(_, parts)| names(parts)).unwrap();
-        let cleared = samples.get(last + 1).unwrap_or_else(|| panic!("/readyz still names {part}"));
+        let Some(cleared) = samples.get(last + 1) else {
+            panic!("/readyz still names {part}; changes since the fault: {:?}", changes(&samples, broken))
+        };
         let (named, cleared) = (*named - broken, cleared.0.saturating_duration_since(can_succeed));
         println!(
             "readiness: {part} named after {named:?}, cleared after {cleared:?}, {} answers",
             samples.len()
         );
-        assert!(named <= NAMED_WITHIN, "{part} named after {named:?}");
-        assert!(cleared <= CLEARED_WITHIN, "{part} cleared after {cleared:?}");
+        let changes = changes(&samples, broken);
+        assert!(named <= NAMED_WITHIN, "{part} named after {named:?}: {changes:?}");
+        assert!(cleared <= CLEARED_WITHIN, "{part} cleared after {cleared:?}: {changes:?}");
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        self.samples.lock().unwrap().clone()
     }
 
     /// Whether an answer since then named `part`.
     pub fn has_named(&self, part: &str, since: Instant) -> bool {
-        let samples = self.samples.lock().unwrap();
+        let samples = self.samples();
         samples.iter().any(|(at, parts)| *at >= since && parts.iter().any(|name| name == part))
     }
 
     /// Whether the last answer named nothing.
     pub fn is_ready(&self) -> bool {
-        self.samples.lock().unwrap().last().is_some_and(|(_, parts)| parts.is_empty())
+        self.samples().last().is_some_and(|(_, parts)| parts.is_empty())
     }
 
     /// No part was ever named since.
     pub fn assert_ready_since(&self, since: Instant) {
-        let samples = self.samples.lock().unwrap();
+        let samples = self.samples();
         let mut later = samples.iter().filter(|(at, _)| *at >= since).peekable();
         assert!(later.peek().is_some(), "nobody answered");
         let named = later.find(|(_, parts)| !parts.is_empty());
         assert!(named.is_none(), "after {:?}: {:?}", named.map(|(at, _)| *at - since), named);
     }
+}
+
+/// When the answer changed, after `since`, and to what.
+fn changes(samples: &[Sample], since: Instant) -> Vec<(Duration, &[String])> {
+    let mut changes: Vec<(Duration, &[String])> = Vec::new();
+    for (at, parts) in samples {
+        if changes.last().is_none_or(|(_, before)| before != parts) {
+            changes.push((at.saturating_duration_since(since), parts));
+        }
+    }
+    changes
 }
 
 impl Drop for Watch {
