@@ -89,6 +89,9 @@ impl Ground {
 
     /// The service comes to rest and ends well.
     async fn end(&self, mut inlet: Inlet, account: Account) -> (Account, tempfile::TempDir) {
+        if account.is_all_received() {
+            inlet.settled(self.simulator.sent().len() as u64).await;
+        }
         let metrics = inlet.quiet().await;
         metrics.assert_account_closes();
         eventually("no descriptor is left over", || async {

@@ -88,16 +88,17 @@ async fn paused_it_loses_and_doubles_nothing() {
 async fn destroyed(is_restarted: bool) {
     let mut case = Proxied::new(&["--rate", "300", "--count", "3000"], &[]).await;
     case.ground.simulator.has_sent(900).await;
-    let at = now_ms();
-    if is_restarted {
+    let at = if is_restarted {
         case.ground.nats.kill();
-        let broken = Instant::now();
+        let (at, broken) = (now_ms(), Instant::now());
         case.ground.simulator.has_sent(1_500).await;
         case.ground.nats.restart_empty().await;
         case.assert_bus_named(broken, Instant::now()).await;
+        at
     } else {
         case.ground.nats.jetstream().await.delete_stream("INLET").await.unwrap();
-    }
+        now_ms()
+    };
     case.ground.simulator.has_finished(3_000).await;
     let Proxied { ground, inlet, .. } = case;
     let (account, _folder) = ground.end(inlet, Account::new().destroyed(at)).await;

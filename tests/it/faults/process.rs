@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::Ground;
 use crate::harness::account::{Account, now_ms};
-use crate::harness::inlet::run;
+use crate::harness::eventually;
+use crate::harness::inlet::{Inlet, Simulator, run};
 
 /// `OUTBOX_AFTER` is 250 ms; a machine that runs other tests beside this one may hold up a process for as long again.
 const SPAN: Duration = Duration::from_millis(750);
@@ -32,27 +35,25 @@ async fn killed_at_random_points_it_doubles_nothing_and_loses_the_last_moment_at
 
 #[tokio::test]
 async fn the_embedded_stream_survives_being_killed() {
-    let simulator = crate::harness::inlet::Simulator::start(&["--channels", "alpha", "--rate", "2000"]).await;
+    let simulator = Simulator::start(&["--channels", "alpha", "--rate", "2000"]).await;
     let settings = [("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &simulator.url())];
-    let mut inlet = crate::harness::inlet::Inlet::serve(&settings).await;
+    let mut inlet = Inlet::serve(&settings).await;
     let mut acknowledged = 0;
     for round in 1..=3 {
-        crate::harness::eventually("something published", || async {
+        eventually("something published", || async {
             (inlet.metrics().await.sum("inlet_events_published_total") > 1_000).then_some(())
         })
         .await;
         acknowledged += inlet.metrics().await.sum("inlet_events_published_total");
         inlet.child.kill();
-        inlet = crate::harness::inlet::Inlet::serve_in(inlet.into_folder(), &settings).await;
+        inlet = Inlet::serve_in(inlet.into_folder(), &settings).await;
         let (port, count) = (inlet.port.to_string(), acknowledged.to_string());
         let arguments = ["tail", "--json", "--after", "0", "--count", &count];
         let output = run(&arguments, &[("PORT", &port)]);
         let lines = String::from_utf8(output.stdout).unwrap();
         let mut ids: Vec<_> = lines
             .lines()
-            .map(|line| {
-                serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned()
-            })
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
             .collect();
         assert_eq!(ids.len() as u64, acknowledged, "round {round}: what was acknowledged is there");
         ids.sort_unstable();

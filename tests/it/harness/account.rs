@@ -45,6 +45,11 @@ impl Account {
         self.flag("--since").flag(&at)
     }
 
+    /// Whether one service had one connection all the time: then it receives whatever was sent.
+    pub fn is_all_received(&self) -> bool {
+        self.flags.iter().all(|flag| flag != "--cut" && flag != "--unordered")
+    }
+
     /// What an instance counted in all its life.
     pub fn counted(mut self, metrics: &Metrics) -> Self {
         self.metrics.push(metrics.text());
