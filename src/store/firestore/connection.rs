@@ -237,7 +237,7 @@ mod tests {
             let error = refusal(&Status::new(code, "why"));
             match code {
                 Code::Cancelled | Code::Aborted => {
-                    assert!(matches!(error, StoreError::GaveUp(_)), "{code:?}")
+                    assert!(matches!(error, StoreError::GaveUp(_)), "{code:?}");
                 }
                 Code::Ok
                 | Code::Unknown
