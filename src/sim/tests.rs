@@ -1,6 +1,7 @@
 //! The simulator over real sockets.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -149,19 +150,20 @@ async fn faults_come_when_called() {
     simulator.control(Command::Raw(b"half a li".to_vec())).await;
     simulator.control(Command::Raw(b"ne\r\n".to_vec())).await;
     assert_eq!(one.line().await.unwrap(), "half a line");
-    simulator.control(Command::Reconnect).await;
+    simulator.control(Command::Reconnect(Target::All, None)).await;
     one.until(":tmi.twitch.tv RECONNECT").await;
-    simulator.control(Command::Drop(1)).await;
+    simulator.control(Command::Drop(Target::One(1))).await;
     assert_eq!(one.line().await, None);
     two.until("RECONNECT").await;
-    simulator.control(Command::DropAll).await;
+    simulator.control(Command::Drop(Target::All)).await;
     assert_eq!(two.line().await, None);
     simulator.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_bad_login_is_refused_and_a_good_one_has_its_state() {
-    let simulator = start(SimConfig { refuse_login: true, ..config(&["a"], 1, 0) }).await;
+    let simulator =
+        start(SimConfig { refuse_login: Some(LoginRefusal::Failed), ..config(&["a"], 1, 0) }).await;
     let mut client = Client::connect(&simulator, "PASS oauth:x\r\nNICK me\r\nJOIN #a\r\n").await;
     assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv NOTICE * :Login authentication failed");
     assert_eq!(client.line().await, None);
@@ -221,4 +223,364 @@ async fn what_cannot_be_simulated_is_refused() {
         let config = SimConfig { channels, ..config(&[], 1, 0) };
         assert!(Simulator::start(config, listener).await.is_err(), "{wrong}");
     }
+}
+
+/// A client that has joined `a`.
+async fn in_a(simulator: &Simulator) -> Client {
+    let mut client = Client::connect(simulator, LOGIN).await;
+    client.say("JOIN #a\r\n").await;
+    client.until("ROOMSTATE").await;
+    client
+}
+
+/// Waits for a condition instead of sleeping.
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "still waiting: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_asked_for_is_not_sent() {
+    let simulator = start(config(&["me"], 1, 0)).await;
+    let says = "CAP LS 302\r\nCAP REQ :twitch.tv/what\r\nCAP REQ :twitch.tv/membership\r\nCAP LIST\r\nCAP END\r\n\
+                PASS oauth:x\r\nNICK Me\r\n";
+    let mut bare = Client::connect(&simulator, says).await;
+    for wanted in [
+        "CAP * LS :twitch.tv/tags twitch.tv/commands twitch.tv/membership",
+        "CAP * NAK :twitch.tv/what",
+        "CAP * ACK :twitch.tv/membership",
+        "CAP * LIST :twitch.tv/membership",
+    ] {
+        assert_eq!(bare.line().await.unwrap(), format!(":tmi.twitch.tv {wanted}"));
+    }
+    bare.until(" 376 ").await;
+    bare.say("JOIN #me\r\nPING 1\r\n").await;
+    let mut answers = Vec::new();
+    while !answers.last().is_some_and(|line: &String| line.contains("PONG")) {
+        answers.push(bare.line().await.unwrap());
+    }
+    assert_eq!(answers.len(), 4, "JOIN, 353, 366 and the PONG: {answers:?}");
+
+    let says = "CAP REQ :twitch.tv/tags twitch.tv/commands\r\nPASS oauth:y\r\nNICK you\r\nJOIN #me\r\n";
+    let mut full = Client::connect(&simulator, says).await;
+    assert!(full.until("GLOBALUSERSTATE").await.contains(";user-id="));
+    assert!(full.until("USERSTATE #me").await.starts_with("@badge-info=;badges=;"));
+    full.until("ROOMSTATE").await;
+    assert_eq!(bare.line().await.unwrap(), ":you!you@you.tmi.twitch.tv JOIN #me");
+    full.say("PART #me\r\n").await;
+    assert_eq!(bare.line().await.unwrap(), ":you!you@you.tmi.twitch.tv PART #me");
+    simulator.control(Command::Raw(b"end\r\n".to_vec())).await;
+    assert!(full.until("PART").await.starts_with(":you!"));
+    assert_eq!(full.line().await.unwrap(), "end", "nobody told this one who came");
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_client_says_reaches_the_others() {
+    let simulator = start(config(&["a"], 1, 0)).await;
+    let mut reader = in_a(&simulator).await;
+    let says = "CAP REQ :twitch.tv/tags twitch.tv/commands\r\nPASS oauth:y\r\nNICK you\r\nJOIN #a\r\n";
+    let mut speaker = Client::connect(&simulator, says).await;
+    speaker.until("ROOMSTATE").await;
+    speaker.say("@client-nonce=1 PRIVMSG #a :hello  PRIVMSG #b :x\r\nPRIVMSG #a :/ban me\r\n").await;
+    assert!(speaker.line().await.unwrap().ends_with(" :tmi.twitch.tv USERSTATE #a"), "and not the message");
+    assert_eq!(
+        speaker.line().await.unwrap(),
+        "@msg-id=unrecognized_cmd :tmi.twitch.tv NOTICE #a :Unrecognized command: /ban"
+    );
+    let heard = reader.line().await.unwrap();
+    assert!(heard.ends_with(" :you!you@you.tmi.twitch.tv PRIVMSG #a :hello  PRIVMSG #b :x"), "{heard}");
+    for nth in 0..25 {
+        speaker.say(&format!("PRIVMSG #a :{nth}\r\n")).await;
+    }
+    speaker.until("@msg-id=msg_ratelimit ").await;
+    reader.say("PRIVMSG #a :justinfans are not heard\r\nPING :done\r\n").await;
+    let mut last = String::new();
+    for nth in 0..19 {
+        last = reader.line().await.unwrap();
+        assert!(last.ends_with(&format!(" PRIVMSG #a :{nth}")), "{last}");
+    }
+    reader.until("PONG").await;
+    let sent = simulator.sent().await;
+    assert_eq!(sent.len(), 20);
+    assert!(sent.iter().all(|record| record.connection == Some(1) && record.kind == LineKind::Message));
+    assert_eq!(sent.last().unwrap().id, Some(id(&last)));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn joins_are_refused_ignored_and_limited_as_told() {
+    let mut strict = config(&["a"], 1, 0);
+    strict.join_limit = 5;
+    strict.refuse_joins = vec![("#Bad".to_owned(), JoinRefusal::Banned)];
+    let simulator = start(strict).await;
+    simulator.control(Command::RefuseJoins(JoinRefusal::Suspended, vec!["gone".to_owned()])).await;
+    simulator.control(Command::IgnoreJoins(vec!["lost".to_owned()])).await;
+    let mut client = Client::connect(&simulator, LOGIN).await;
+    client.until(" 376 ").await;
+    client.say("JOIN #bad,#gone,#lost,#a\r\n").await;
+    let banned = client.line().await.unwrap();
+    assert_eq!(
+        banned,
+        "@msg-id=msg_banned :tmi.twitch.tv NOTICE #bad :You are permanently banned from talking in bad."
+    );
+    assert!(
+        client
+            .line()
+            .await
+            .unwrap()
+            .starts_with("@msg-id=msg_channel_suspended :tmi.twitch.tv NOTICE #gone :")
+    );
+    assert!(client.line().await.unwrap().ends_with("JOIN #a"));
+    simulator.control(Command::AllowJoins(vec!["bad".to_owned()])).await;
+    client.say("JOIN #bad\r\nJOIN #six\r\nPING :1\r\n").await;
+    client.until("JOIN #bad").await;
+    client.until("ROOMSTATE #bad").await;
+    assert!(client.line().await.unwrap().contains("PONG"), "the sixth vanishes");
+    // Those without an account share one limit; one with an account has its own.
+    let mut other = Client::connect(&simulator, "PASS oauth:x\r\nNICK me\r\nJOIN #a\r\n").await;
+    other.until(" 366 ").await;
+    let mut third = Client::connect(&simulator, "NICK justinfan9\r\nJOIN #a\r\nPING :2\r\n").await;
+    assert!(third.until("justinfan9 :>").await.contains(" 376 "));
+    assert!(third.line().await.unwrap().contains("PONG"));
+    simulator.control(Command::JoinLimit(0)).await;
+    third.say("JOIN #a\r\n").await;
+    third.until(" 366 ").await;
+    let stats = simulator.stats();
+    assert_eq!(stats.joins, JoinStats { received: 9, vanished: 2, most_in_10s: 9 });
+    assert_eq!(stats.accounts["anonymous"], JoinStats { received: 8, vanished: 2, most_in_10s: 8 });
+    let peers: Vec<_> = stats.peers.iter().map(|peer| (peer.connection, peer.joins, peer.channels)).collect();
+    assert_eq!(peers, [(1, 6, 2), (2, 1, 1), (3, 2, 1)]);
+    assert_eq!(stats.peers[1].login.as_deref(), Some("me"));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn logins_are_refused_in_every_form_and_taken_again() {
+    let simulator = start(config(&["a"], 1, 0)).await;
+    for why in [LoginRefusal::Failed, LoginRefusal::Format, LoginRefusal::Nick, LoginRefusal::Unsuccessful] {
+        simulator.control(Command::RefuseLogin(Some(why))).await;
+        let mut client = Client::connect(&simulator, LOGIN).await;
+        assert!(client.until("NOTICE").await.ends_with(why.text()));
+        assert_eq!(client.line().await, None);
+    }
+    simulator.control(Command::RefuseLogin(None)).await;
+    in_a(&simulator).await;
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_silent_connection_gets_nothing_and_the_log_says_so() {
+    let simulator = start(SimConfig { ping_every: Duration::from_millis(5), ..config(&["a"], 0, 100) }).await;
+    simulator.control(Command::Pause).await;
+    let mut client = in_a(&simulator).await;
+    let mut other = Client::connect(&simulator, "").await;
+    other.until("PING").await;
+    simulator.control(Command::Silence(Target::One(1))).await;
+    assert_eq!(simulator.stats().peers[0].mode, Mode::Silent);
+    client.say("PING :anybody\r\nJOIN #b\r\n").await;
+    simulator.control(Command::Raw(b"hush\r\n".to_vec())).await;
+    other.until("hush").await;
+    simulator.control(Command::Resume).await;
+    simulator.control(Command::BadLinesOnce).await;
+    assert!(simulator.sent().await.iter().all(|record| record.connection.is_none()));
+    assert_eq!(simulator.stats().generated, 0, "flat out, chat waits for somebody who reads");
+    simulator.control(Command::Speak(Target::All)).await;
+    // Nothing of what was said in between came, only what was made since.
+    let first = loop {
+        let line = client.line().await.unwrap();
+        if !line.starts_with("PING") {
+            break line;
+        }
+    };
+    assert!(first.contains("PRIVMSG #a"), "{first}");
+    for _ in 1..100 {
+        client.until("PRIVMSG #a").await;
+    }
+    assert_eq!(simulator.stats().peers[0].channels, 1, "what it said in the silence was not done");
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_half_open_connection_neither_reads_nor_writes() {
+    let simulator = start(config(&["a"], 1, 0)).await;
+    let mut client = in_a(&simulator).await;
+    simulator.control(Command::HalfOpen(Target::One(1))).await;
+    simulator.control(Command::Raw(b"lost\r\n".to_vec())).await;
+    simulator.control(Command::Speak(Target::All)).await;
+    assert_eq!(simulator.stats().peers[0].mode, Mode::HalfOpen, "for good");
+    // Nobody reads: it takes what the kernel holds, and no more.
+    let chunk = vec![b'x'; 1 << 20];
+    let mut pushed = 0;
+    while tokio::time::timeout(Duration::from_millis(300), client.socket.write_all(&chunk)).await.is_ok() {
+        pushed += 1;
+        assert!(pushed < 100, "somebody reads");
+    }
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_millis(100), client.socket.read(&mut byte)).await;
+    assert!(read.is_err(), "open, and silent");
+    assert_eq!(simulator.stats().connections, 1);
+    simulator.control(Command::Drop(Target::One(1))).await;
+    let end = client.socket.read(&mut byte).await;
+    assert!(matches!(end, Ok(0)) || end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn one_connection_is_told_to_reconnect_and_has_its_grace() {
+    let simulator = start(config(&["a"], 1, 0)).await;
+    let (mut one, mut two) = (in_a(&simulator).await, in_a(&simulator).await);
+    simulator.control(Command::Reconnect(Target::One(1), Some(Duration::from_millis(300)))).await;
+    assert_eq!(one.line().await.unwrap(), ":tmi.twitch.tv RECONNECT");
+    one.say("PING :still\r\n").await;
+    assert!(one.line().await.unwrap().contains("PONG"));
+    assert_eq!(one.line().await, None);
+    two.say("PING :mine stays\r\n").await;
+    assert!(two.line().await.unwrap().contains("PONG"));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn bad_lines_and_copies_come_as_asked_and_are_recorded() {
+    let faulty = SimConfig { bad_permille: 100, duplicate_every: 10, ..config(&["a"], 0, 2_000) };
+    let simulator = start(faulty).await;
+    let client = in_a(&simulator).await;
+    let mut socket = client.socket;
+    let (mut heard, mut line) = (Vec::new(), Vec::new());
+    while heard.len() < 2_420 {
+        line.clear();
+        assert!(socket.read_until(b'\n', &mut line).await.unwrap() > 0);
+        heard.push(line.clone());
+    }
+    let sent = simulator.sent().await;
+    assert_eq!(sent.len(), heard.len());
+    for (record, line) in sent.iter().zip(&heard) {
+        match (&record.id, &record.line) {
+            (Some(id), None) => {
+                let id = format!("id={id};");
+                assert!(line.windows(id.len()).any(|part| part == id.as_bytes()));
+            }
+            (None, Some(raw)) => assert_eq!([raw, &b"\r\n"[..]].concat(), *line),
+            other => panic!("neither or both: {other:?}"),
+        }
+    }
+    let of = |kind: LineKind| sent.iter().filter(|record| record.kind == kind && !record.copy).count();
+    let kinds = [LineKind::Moderation, LineKind::Other, LineKind::Empty].map(of);
+    assert!(kinds.iter().all(|&count| (11..=13).contains(&count)), "{kinds:?}");
+    assert!(of(LineKind::Bad) > 50 && of(LineKind::Message) > 2_080);
+    let copies: Vec<_> = (1..sent.len()).filter(|&nth| sent[nth].copy).collect();
+    assert_eq!(copies.len(), 220);
+    assert!(copies.iter().all(|&nth| heard[nth] == heard[nth - 1]));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_slowed_connection_gets_so_many_bytes_a_second() {
+    let simulator = start(SimConfig { slow: 20_000, ..config(&["a"], 0, 100) }).await;
+    let began = tokio::time::Instant::now();
+    let mut client = in_a(&simulator).await;
+    let mut bytes = 0;
+    for _ in 0..50 {
+        bytes += client.until("PRIVMSG").await.len();
+    }
+    let least = Duration::from_secs_f64(bytes as f64 / 20_000.0 * 0.8);
+    assert!(began.elapsed() > least, "{bytes} bytes in {:?}", began.elapsed());
+    simulator.control(Command::Slow(Target::All, 0)).await;
+    for _ in 0..50 {
+        client.until("PRIVMSG").await;
+    }
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn one_that_does_not_read_is_cut_and_the_others_go_on() {
+    let lazy = SimConfig { cut_after: Some(Duration::from_millis(200)), ..config(&["a"], 0, 40_000) };
+    let simulator = start(lazy).await;
+    simulator.control(Command::Pause).await;
+    let idle = in_a(&simulator).await;
+    let mut reader = in_a(&simulator).await;
+    simulator.control(Command::Resume).await;
+    for _ in 0..40_000 {
+        reader.until("PRIVMSG").await;
+    }
+    eventually("the idle one is gone", || simulator.stats().connections == 1).await;
+    let sent = simulator.sent().await;
+    let to = |id: u64| sent.iter().filter(|record| record.connection == Some(id)).count();
+    assert_eq!(to(2), 40_000);
+    assert!(to(1) > 0 && to(1) < 40_000);
+    drop(idle);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn connections_are_reset_for_a_while() {
+    let simulator = start(config(&["a"], 1, 0)).await;
+    simulator.control(Command::RefuseConnections(Duration::from_mins(10))).await;
+    // The reset may come before the connect is done, or after.
+    if let Ok(mut socket) = TcpStream::connect(simulator.local_addr()).await {
+        assert_eq!(socket.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    simulator.control(Command::RefuseConnections(Duration::ZERO)).await;
+    in_a(&simulator).await;
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_browser_may_speak_websocket() {
+    let simulator = start(config(&["a"], 0, 3_000)).await;
+    let mut socket = TcpStream::connect(simulator.local_addr()).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut socket = BufReader::new(socket);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        socket.read_line(&mut line).await.unwrap();
+    }
+    // Each line in a frame of its own, without its end, masked with zeros; then a PING.
+    for line in ["CAP REQ :twitch.tv/tags", "NICK justinfan1", "JOIN #a"] {
+        let header = [0x81, 0x80 | u8::try_from(line.len()).unwrap(), 0, 0, 0, 0];
+        socket.write_all(&[&header, line.as_bytes()].concat()).await.unwrap();
+    }
+    socket.write_all(b"\x89\x82\0\0\0\0hi").await.unwrap();
+    let (mut text, mut pongs) = (Vec::new(), 0);
+    while text
+        .split(|&byte| byte == b'\n')
+        .filter(|line| line.windows(7).any(|part| part == b"PRIVMSG"))
+        .count()
+        < 3_000
+    {
+        let opcode = socket.read_u8().await.unwrap();
+        let length = match socket.read_u8().await.unwrap() {
+            126 => u64::from(socket.read_u16().await.unwrap()),
+            127 => socket.read_u64().await.unwrap(),
+            length => u64::from(length),
+        };
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        socket.read_exact(&mut payload).await.unwrap();
+        match opcode {
+            0x81 => text.extend_from_slice(&payload),
+            0x8a => {
+                assert_eq!(payload, b"hi");
+                pongs += 1;
+            }
+            other => panic!("frame {other:x}"),
+        }
+    }
+    assert_eq!(pongs, 1);
+    assert!(text.starts_with(b":tmi.twitch.tv CAP * ACK :twitch.tv/tags\r\n:tmi.twitch.tv 001 justinfan1 "));
+    socket.write_all(b"\x88\x80\0\0\0\0").await.unwrap();
+    let mut end = Vec::new();
+    socket.read_to_end(&mut end).await.unwrap();
+    assert_eq!(end, b"\x88\0");
+    simulator.shutdown().await;
+
+    let simulator = start(config(&["a"], 1, 0)).await;
+    let mut client = Client::connect(&simulator, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(client.line().await.unwrap(), "HTTP/1.1 426 Upgrade Required");
+    simulator.shutdown().await;
 }
