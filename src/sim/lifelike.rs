@@ -109,10 +109,10 @@ impl Lifelike {
             570..860 => self.timeout(room),
             860..930 => self.ban(room),
             930..1_080 => self.deletion(room),
-            1_080..1_084 => self.clear_room(room),
-            1_084..1_094 => self.slow_mode(room),
-            1_094..1_194 => self.change_somebody(),
-            1_194..1_244 if self.rooms.len() > 1 => self.sharing = !self.sharing,
+            1_080..1_100 => self.clear_room(room),
+            1_100..1_120 => self.slow_mode(room),
+            1_120..1_220 => self.change_somebody(),
+            1_220..1_270 if self.rooms.len() > 1 => self.sharing = !self.sharing,
             _ => self.message(room),
         }
     }

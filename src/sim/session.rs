@@ -77,6 +77,8 @@ impl Session {
             "JOIN" => self.join(rest, hub, now),
             "PART" => self.part(rest),
             "PRIVMSG" => self.say(rest, now),
+            // tmi.js pings without a word, and takes for an answer only what has no prefix.
+            "PING" if rest.is_empty() => Reply::say("PONG\r\n".to_owned()),
             "PING" => Reply::say(format!(":tmi.twitch.tv PONG tmi.twitch.tv :{}\r\n", text_of(rest))),
             "QUIT" => Reply { close: true, ..Reply::default() },
             "" | "PONG" | "USER" | "NOTICE" => Reply::default(),

@@ -6,7 +6,7 @@ use super::*;
 use crate::sim::lines::LineKind;
 use crate::sim::words::EMOTES;
 
-const COUNT: usize = 200_000;
+const COUNT: usize = 30_000;
 
 /// A line taken apart, well enough for lines that are known to be whole.
 struct Read {
@@ -160,7 +160,7 @@ fn everything_happens_in_plausible_proportions() {
     for line in lines.iter().filter(|line| line.command == "PRIVMSG") {
         names.entry(&line.tags["user-id"]).or_default().insert((&line.login, &line.tags["display-name"]));
     }
-    assert!(names.values().filter(|names| names.len() > 1).count() > 20, "nobody took another name");
+    assert!(names.values().filter(|names| names.len() > 1).count() > 2, "nobody took another name");
 }
 
 #[test]
@@ -218,6 +218,6 @@ fn emotes_stand_where_their_tag_says_and_texts_are_not_too_long() {
             }
         }
     }
-    assert!(checked > 50_000, "{checked}");
+    assert!(checked > 8_000, "{checked}");
     assert!((480..600).contains(&longest), "{longest}");
 }
