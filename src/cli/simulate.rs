@@ -23,7 +23,7 @@ const REFUSED_JOIN: &str = "banned:NAME or suspended:NAME is wanted";
 pub fn after_help() -> String {
     format!(
         "Lines on standard input, N being a connection's number (`stats` lists them), all by default:\n{}",
-        COMMANDS.lines().map(|line| format!("  {line}\n")).collect::<String>()
+        COMMANDS.lines().map(|line| ["  ", line, "\n"].concat()).collect::<String>()
     )
 }
 
@@ -85,7 +85,7 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub join_limit: u32,
     /// Among a thousand lines, so many more are bad ones: cut, misshapen, too long, no IRC, no UTF-8, empty
-    #[arg(long, value_name = "PERMILLE", default_value_t = 0)]
+    #[arg(long, value_name = "PERMILLE", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1000))]
     pub bad_lines: u32,
     /// Send each Nth line twice, with the same id; 0: none
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -95,10 +95,10 @@ pub struct SimulateArgs {
     pub slow: u64,
     /// Cut a connection whose queue of 4 MiB has had no room for so long, 0: never; until then the stream waits for it
     /// [default: 10, with --rate 0: 0]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub cut_after: Option<u64>,
     /// How long a connection stays open after a RECONNECT
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub reconnect_grace: u64,
 }
 

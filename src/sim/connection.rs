@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, split};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use super::guests;
 use super::hub::Peer;
@@ -142,6 +142,8 @@ impl Reader<'_> {
         let mut unanswered = 0;
         let every = self.service.ping_every;
         let mut pings = interval_at(Instant::now() + every, every);
+        // After a silence one PING is due, not all that were left out.
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 read = reader.read_buf(&mut bytes) => {

@@ -126,7 +126,7 @@ impl Desk {
         match command {
             Command::Drop(who) => each(hub, who, |peer| peer.queue.close()),
             Command::Reconnect(who, grace) => {
-                self.reconnect(who, grace.unwrap_or(self.reconnect_grace)).await
+                self.reconnect(who, grace.unwrap_or(self.reconnect_grace)).await;
             }
             Command::Silence(who) => each(hub, who, |peer| hub.set_mode(peer, Mode::Silent)),
             Command::Speak(who) => each(hub, who, |peer| hub.set_mode(peer, Mode::Normal)),

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 /// The span of Twitch's limit.
 const SPAN: Duration = Duration::from_secs(10);
-/// JOINs of one span that are told apart; a client that sends more is counted as having sent so many.
-const MAX_IN_SPAN: usize = 50_000;
+/// JOINs of one span that are told apart, twice what Twitch lets anybody send; of more, so many are counted.
+const MAX_IN_SPAN: usize = 4_000;
 /// Accounts told apart; those beyond share one place.
 const MAX_ACCOUNTS: usize = 1_024;
 /// Where accounts beyond the bound are counted.
@@ -42,7 +42,7 @@ impl Window {
     }
 
     fn note(&mut self, now: Instant) {
-        if self.times.len() < MAX_IN_SPAN {
+        if self.count(now) < MAX_IN_SPAN {
             self.times.push_back(now);
         }
     }

@@ -130,7 +130,7 @@ impl Lifelike {
         }
         let mut viewer = self.changed.get(&user).cloned().unwrap_or_else(|| viewer(user));
         // Nobody moderates, or pays for, every channel.
-        let elsewhere = (user as usize + room) % 3 != 0;
+        let elsewhere = !(user as usize + room).is_multiple_of(3);
         if room > 0 && elsewhere {
             (viewer.moderator, viewer.vip, viewer.months) = (false, false, 0);
         }

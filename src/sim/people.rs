@@ -113,6 +113,7 @@ impl People {
 
 /// What does not change about a viewer.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "any of these may go with any other")]
 pub(super) struct Viewer {
     pub(super) login: String,
     pub(super) display: String,

@@ -46,12 +46,17 @@ pub struct SentRecord {
     pub copy: bool,
 }
 
-/// The same, borrowed: what is written to the file.
+/// What the records of one chunk share, as it is written to the file.
 #[derive(Serialize)]
-struct Row<'a> {
+struct Head<'a> {
     time: i64,
     connection: Option<u64>,
     channel: &'a str,
+}
+
+/// The rest of a record.
+#[derive(Serialize)]
+struct Row<'a> {
     user: Option<Cow<'a, str>>,
     id: Option<Cow<'a, str>>,
     kind: LineKind,
@@ -133,17 +138,24 @@ impl SentLog {
         rows: &mut Vec<u8>,
     ) -> io::Result<()> {
         rows.clear();
+        let head = Head { time, connection, channel: &chunk.channel };
+        let mut start = serde_json::to_vec(&head)?;
+        start.pop();
         for mark in chunk.marks.iter() {
-            let row = row(time, connection, chunk, mark);
+            let row = row(chunk, mark);
             if self.file.is_some() {
+                rows.extend_from_slice(&start);
+                let joint = rows.len();
                 serde_json::to_writer(&mut *rows, &row)?;
+                // Two objects made one: the second's bracket is the comma behind the first's last field.
+                rows[joint] = b',';
                 rows.push(b'\n');
             }
             if self.keep > 0 {
                 if self.kept.len() >= self.keep {
                     self.kept.pop_front();
                 }
-                self.kept.push_back(row.to_record(raw(chunk, mark)));
+                self.kept.push_back(row.to_record(&head, raw(chunk, mark)));
             }
         }
         match &mut self.file {
@@ -159,16 +171,13 @@ fn raw<'a>(chunk: &'a Chunk, mark: &Mark) -> Option<&'a [u8]> {
     mark.id.is_none().then(|| line.strip_suffix(b"\r\n").unwrap_or(line))
 }
 
-fn row<'a>(time: i64, connection: Option<u64>, chunk: &'a Chunk, mark: &Mark) -> Row<'a> {
+fn row<'a>(chunk: &'a Chunk, mark: &Mark) -> Row<'a> {
     let text = |range: &Option<std::ops::Range<usize>>| {
         range.as_ref().map(|range| String::from_utf8_lossy(&chunk.bytes[range.clone()]))
     };
     let raw = raw(chunk, mark);
     let line = raw.and_then(|raw| std::str::from_utf8(raw).ok());
     Row {
-        time,
-        connection,
-        channel: &chunk.channel,
         user: text(&mark.user),
         id: text(&mark.id),
         kind: mark.kind,
@@ -180,12 +189,12 @@ fn row<'a>(time: i64, connection: Option<u64>, chunk: &'a Chunk, mark: &Mark) ->
 }
 
 impl Row<'_> {
-    fn to_record(&self, raw: Option<&[u8]>) -> SentRecord {
+    fn to_record(&self, head: &Head<'_>, raw: Option<&[u8]>) -> SentRecord {
         let text = |value: &Option<Cow<'_, str>>| value.as_deref().map(str::to_owned);
         SentRecord {
-            time: self.time,
-            connection: self.connection,
-            channel: self.channel.to_owned(),
+            time: head.time,
+            connection: head.connection,
+            channel: head.channel.to_owned(),
             user: text(&self.user),
             id: text(&self.id),
             kind: self.kind,

@@ -31,7 +31,7 @@ pub(super) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
             () = reaches(&mut stop, |&stop| stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) if hub.refuses_connections() => reset(socket),
+                Ok((socket, _)) if hub.refuses_connections() => reset(&socket),
                 Ok((socket, _)) => {
                     connections.spawn(connection(socket, Arc::clone(&service)));
                 }
@@ -55,7 +55,7 @@ pub(super) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
 }
 
 /// Closes with a reset. The listener stays: its port could not be had back for certain.
-fn reset(socket: TcpStream) {
+fn reset(socket: &TcpStream) {
     if let Err(error) = socket.set_zero_linger() {
         tracing::debug!(%error, "closing in good order instead of with a reset");
     }

@@ -89,7 +89,9 @@ fn service(command: &str, words: &[&str]) -> Option<Command> {
         ("allow-join", names) => Command::AllowJoins(channels(names)?),
         ("join-limit", [limit]) => Command::JoinLimit(limit.parse().ok()?),
         ("bad", []) => Command::BadLinesOnce,
-        ("bad", [permille]) => Command::BadLines(number_or_off(permille)?),
+        ("bad", [permille]) => {
+            Command::BadLines(number_or_off(permille).filter(|&permille| permille <= 1_000)?)
+        }
         ("duplicate", [nth]) => Command::DuplicateEvery(number_or_off(nth)?),
         ("refuse-connections", [time]) => Command::RefuseConnections(seconds(time)?),
         ("pause", []) => Command::Pause,
@@ -181,6 +183,7 @@ mod tests {
             "refuse-join banned",
             "refuse-join why one",
             "bad x",
+            "bad 1001",
             "pause 1",
             "refuse-connections 1e300",
             "stats now",

@@ -10,7 +10,7 @@ impl Lifelike {
     /// A subscription, mostly not the first, sometimes with a word.
     pub(super) fn resub(&mut self, room: usize) {
         let viewer = self.somebody(room);
-        let months = self.rng.u32(1..60);
+        let months = if self.rng.u8(..5) == 0 { 1 } else { self.rng.u32(2..60) };
         let (plan, tier) = self.plan();
         let kind = if months == 1 { "sub" } else { "resub" };
         let again =

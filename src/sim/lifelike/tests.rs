@@ -58,11 +58,14 @@ fn read(line: &str, kind: LineKind) -> Read {
     }
 }
 
-/// The bytes of each channel, in batches of so many lines.
-fn generate(seed: u64, count: usize, batch: usize) -> BTreeMap<String, (Vec<u8>, Vec<(usize, LineKind)>)> {
+/// A channel's lines: their bytes, and of each its end and kind.
+type Generated = (Vec<u8>, Vec<(usize, LineKind)>);
+
+/// The lines of each channel, made in batches of so many.
+fn generate(seed: u64, count: usize, batch: usize) -> BTreeMap<String, Generated> {
     let channels = ["one", "two", "three"].map(str::to_owned);
     let mut chat = Lifelike::new(&ChatPlan { channels: &channels, users: 5_000, zipf: 1.0, seed });
-    let (mut lines, mut all) = (Lines::default(), BTreeMap::<String, (Vec<u8>, Vec<_>)>::new());
+    let (mut lines, mut all) = (Lines::default(), BTreeMap::<String, Generated>::new());
     let mut left = count;
     while left > 0 {
         let now = batch.min(left);
@@ -154,6 +157,11 @@ fn everything_happens_in_plausible_proportions() {
     ] {
         assert!(seen.get(what).is_some_and(|&count| count > 0), "never: {what}");
     }
+}
+
+#[test]
+fn channels_are_uneven_and_viewers_change() {
+    let lines = everything();
     let of = |channel: &str| lines.iter().filter(|line| line.channel == channel).count();
     assert!(of("one") > of("two") && of("two") > of("three"), "uneven channels");
     let mut names = HashMap::<&str, BTreeSet<(&str, &str)>>::new();
