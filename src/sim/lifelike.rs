@@ -2,7 +2,7 @@
 //! viewers who change their names, and texts of every kind.
 //!
 //! The same seed makes the same chat, but for its times: nothing here looks at the clock or at how many lines are asked
-//! for at once. What is not a message is some 15 of 1,000 lines, so that figures of plain chat stay comparable. Memory
+//! for at once. What is not a message is some 10 of 1,000 lines, so that figures of plain chat stay comparable. Memory
 //! is bounded: a few dozen messages per channel to refer to, and so many renamed viewers.
 
 mod line;
@@ -112,7 +112,8 @@ impl Lifelike {
             1_080..1_100 => self.clear_room(room),
             1_100..1_120 => self.slow_mode(room),
             1_120..1_220 => self.change_somebody(),
-            1_220..1_270 if self.rooms.len() > 1 => self.sharing = !self.sharing,
+            1_220..1_270 if self.rooms.len() > 1 => self.sharing = true,
+            1_270..1_570 => self.sharing = false,
             _ => self.message(room),
         }
     }
