@@ -18,5 +18,6 @@ mod least_privilege;
 mod operator;
 mod path;
 mod people;
+mod simulator;
 mod structure;
 mod tls;
