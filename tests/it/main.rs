@@ -19,5 +19,6 @@ mod least_privilege;
 mod operator;
 mod path;
 mod people;
+mod simulator;
 mod structure;
 mod tls;
