@@ -21,7 +21,7 @@ use crate::envelope::draft::{
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
 use crate::telemetry::metrics::Label;
 
-const PLATFORM: &str = "twitch";
+pub(super) const PLATFORM: &str = "twitch";
 
 /// Most bytes of tags that `payload.raw` keeps.
 const MOST_RAW_TAGS: usize = 8 * 1024;
@@ -155,7 +155,7 @@ impl Normalizer {
     fn undated(&self, taken_in_at: Timestamp) -> Timestamp {
         match self.origin {
             Origin::Twitch => taken_in_at,
-            Origin::Replay => Timestamp::UNIX_EPOCH,
+            Origin::Replay | Origin::Backfill => Timestamp::UNIX_EPOCH,
         }
     }
 
