@@ -266,7 +266,7 @@ impl App {
         }
         match source {
             Some(source) => {
-                let last_stored = last_stored(Arc::clone(&bus));
+                let last_stored = |started| last_stored_before(bus, started);
                 let source = |stop| source.run(intake, last_stored, stop);
                 tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
             }
@@ -334,13 +334,22 @@ async fn when_caught_up<F: Future<Output = ()>>(
     source(stop).await;
 }
 
-/// When the stream's last message was stored; `None` if it has none. Asked as often as it takes.
-async fn last_stored(bus: Arc<dyn Bus>) -> Option<Timestamp> {
+/// When the stream's last message was stored; `None` if all of it is from after `started`. Asked as often as it takes:
+/// a bus that was away may have taken in something of ours before it answers.
+async fn last_stored_before(bus: Arc<dyn Bus>, started: Timestamp) -> Option<Timestamp> {
     let mut backoff = Backoff::new(Duration::from_millis(100), BUS_PATIENCE);
+    let stored_at = async |start| {
+        let batch = bus.follow(start, Wanted::Headers).await.ok()?.next().await?.ok()?;
+        Some(batch.messages.first().map(|stored| stored.stored_at))
+    };
     loop {
         let ask = async {
-            let batch = bus.follow(Start::Last, Wanted::Headers).await.ok()?.next().await?.ok()?;
-            Some(batch.messages.last().map(|stored| stored.stored_at))
+            let last = stored_at(Start::Last).await?;
+            let is_past = match last {
+                Some(last) if last >= started => stored_at(Start::Position(0)).await? < Some(started),
+                _ => true,
+            };
+            Some(last.filter(|_| is_past))
         };
         if let Ok(Some(last)) = timeout(BUS_PATIENCE, ask).await {
             return last;

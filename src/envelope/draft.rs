@@ -23,6 +23,8 @@ label! {
         Replay => "replay",
         /// What a history service knew of a time that was missed.
         Backfill => "backfill",
+        /// The source's own word on what it missed.
+        Gap => "gap",
     }
 }
 

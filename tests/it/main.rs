@@ -20,3 +20,4 @@ mod path;
 mod people;
 mod structure;
 mod tls;
+mod twitch;

@@ -37,7 +37,7 @@ use crate::telemetry::logs::with_causes;
 
 /// Logins in any ten seconds.
 const LOGIN_RATE: usize = 20;
-/// A request to reconnect that comes sooner after the login is followed with a wait: logins are limited.
+/// A replacement that is asked to reconnect sooner after its login is replaced with a wait: logins are limited.
 const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
 /// Waits after a refused login.
 const REFUSED_FIRST: Duration = Duration::from_secs(30);
@@ -140,11 +140,11 @@ impl Twitch {
     }
 
     /// Reads chat until `stop` becomes true, connecting as often as it takes. `last_stored` says when the stream's last
-    /// message was stored, if it has any; it is asked only if no run before left a note.
-    pub async fn run(
+    /// message was stored, if it has one from before this run; it is asked only if no run before left a note.
+    pub async fn run<F: Future<Output = Option<Timestamp>>>(
         self,
         intake: Intake,
-        last_stored: impl Future<Output = Option<Timestamp>>,
+        last_stored: impl FnOnce(Timestamp) -> F,
         mut stop: watch::Receiver<bool>,
     ) {
         let Self { shared, ledger, heal } = self;
@@ -158,7 +158,7 @@ impl Twitch {
         let mut healing = Tasks::new();
         healing.spawn("twitch gaps", heal.run(intake.clone(), finish.subscribe()));
         let mut fleet = Fleet::new(shared, Arc::clone(&ledger), intake, reports, stop.clone());
-        let mut last_stored = std::pin::pin!(last_stored);
+        let mut last_stored = std::pin::pin!(last_stored(started));
         let mut is_asking = !ledger.has_past();
         let mut halving = interval_at(Instant::now() + HALF_LIFE, HALF_LIFE);
         loop {
@@ -200,9 +200,20 @@ struct Berth {
     /// Its login counts.
     is_login_written: bool,
     logged_in_at: Option<Instant>,
+    /// It stands in the place of one that was lost or is leaving.
+    is_replacement: bool,
+    leave: Leave,
+}
+
+/// How far a connection is from being let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// It stays.
+    No,
     /// Twitch asked for it to be replaced.
-    is_leaving: bool,
-    is_told_to_close: bool,
+    Asked,
+    /// It is replaced, and told to close.
+    Told,
 }
 
 struct Fleet {
@@ -266,13 +277,13 @@ impl Fleet {
         let replaced: Vec<_> = self
             .berths
             .iter()
-            .filter(|(id, berth)| !berth.is_told_to_close && self.plan.is_replaced(**id))
+            .filter(|(id, berth)| berth.leave == Leave::Asked && self.plan.is_replaced(**id))
             .map(|(id, _)| *id)
             .collect();
         for id in replaced {
             self.order(id, Order::Close);
             if let Some(berth) = self.berths.get_mut(&id) {
-                berth.is_told_to_close = true;
+                berth.leave = Leave::Told;
             }
         }
         if self.plan.placeless() == 0 {
@@ -307,8 +318,8 @@ impl Fleet {
             mark,
             is_login_written: false,
             logged_in_at: None,
-            is_leaving: false,
-            is_told_to_close: false,
+            is_replacement: self.lost > 0,
+            leave: Leave::No,
         };
         self.berths.insert(id, berth);
     }
@@ -381,11 +392,11 @@ impl Fleet {
     }
 
     fn asked_to_reconnect(&mut self, id: ConnectionId, now: Instant) {
-        let Some(berth) = self.berths.get_mut(&id).filter(|berth| !berth.is_leaving) else { return };
-        berth.is_leaving = true;
+        let Some(berth) = self.berths.get_mut(&id).filter(|berth| berth.leave == Leave::No) else { return };
+        berth.leave = Leave::Asked;
         // At once, unless that is what it says every time.
         let is_soon = berth.logged_in_at.is_none_or(|at| now < at + BETWEEN_REQUESTS);
-        let wait = if is_soon { self.backoff.next_wait() } else { Duration::ZERO };
+        let wait = if is_soon && berth.is_replacement { self.backoff.next_wait() } else { Duration::ZERO };
         self.dial_at = self.dial_at.max(now + wait);
         self.lost += 1;
         tracing::info!(connection = id, channels = self.plan.places(id), "Twitch asked to reconnect");
@@ -398,7 +409,7 @@ impl Fleet {
             self.logins.unused(1);
         }
         let cause = match end {
-            _ if berth.is_leaving => GapCause::ReconnectTooLate,
+            _ if berth.leave != Leave::No => GapCause::ReconnectTooLate,
             End::Silent => GapCause::Silence,
             End::Stopped | End::Replaced | End::LoginRefused(_) | End::Dial(_) | End::Io(_) | End::Closed => {
                 GapCause::ConnectionLost
@@ -414,12 +425,12 @@ impl Fleet {
             }
             End::LoginRefused(_) => self.refused_backoff.next_wait(),
             // What takes its place is on its way.
-            _ if berth.is_leaving => Duration::ZERO,
+            _ if berth.leave != Leave::No => Duration::ZERO,
             End::Dial(_) | End::Io(_) | End::Closed | End::Silent => self.backoff.next_wait(),
         };
         self.dial_at = self.dial_at.max(now + wait);
         self.is_login_refused = matches!(end, End::LoginRefused(_));
-        if berth.logged_in_at.is_some() && !berth.is_leaving {
+        if berth.logged_in_at.is_some() && berth.leave == Leave::No {
             self.lost += 1;
         }
         self.note(id, end, unheard.len(), wait);
@@ -446,7 +457,7 @@ impl Fleet {
             (false, false, false) => ConnectionState::Connecting,
         };
         let connections = self.berths.iter().map(|(id, berth)| {
-            let state = match (berth.is_leaving, stands(berth)) {
+            let state = match (berth.leave != Leave::No, stands(berth)) {
                 (true, _) => "closing",
                 (false, true) => "connected",
                 (false, false) => "connecting",

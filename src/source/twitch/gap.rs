@@ -44,7 +44,7 @@ impl Gap {
             idempotency_key,
         };
         Ok(Draft {
-            origin: Origin::Twitch,
+            origin: Origin::Gap,
             id: id::event_id(&event.idempotency_key),
             taken_in_at: clock.now(),
             taken_in: Instant::now(),

@@ -129,7 +129,7 @@ impl Heal {
             draft.inspect_err(|error| tracing::error!(error = %error, "a gap cannot be written")).ok()
         };
         let drafts = gaps.iter().filter_map(draft).collect();
-        intake.offer(Origin::Twitch, drafts, patience).await;
+        intake.offer(Origin::Gap, drafts, patience).await;
     }
 
     /// The end is near: what is not told yet goes out unhealed, and is struck out if it arrives in time.

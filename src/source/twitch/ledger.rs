@@ -1,8 +1,8 @@
 //! Up to when each channel was heard, and the gaps that are to be told.
 //!
 //! A gap is noted in `DATA_DIR` before it is told, and struck out when it is in the stream: so none is lost in a
-//! crash. One waits per channel: a further interruption while an earlier gap of that channel still waits is told with
-//! it, which bounds what waits by the number of channels.
+//! crash. One waits per channel, beside those of the last run: a further interruption while an earlier gap of that
+//! channel still waits is told with it, which bounds what waits by the number of channels.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -60,6 +60,8 @@ pub(super) struct Pending {
     pub(super) gap: Gap,
     /// Since when it is on its way.
     pub(super) since: Instant,
+    /// A run before may have told it: it stays as it is.
+    is_old: bool,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,7 @@ impl Ledger {
             noted: 0,
         };
         for gap in note.gaps {
-            state.push(gap);
+            state.push(gap, true);
         }
         Self { instance: note.instance, has_past, state: Mutex::new(state), changed: Notify::new() }
     }
@@ -139,7 +141,7 @@ impl Ledger {
             }
         }
         for gap in missed {
-            state.push(gap);
+            state.push(gap, false);
         }
         drop(state);
         self.changed.notify_one();
@@ -153,7 +155,7 @@ impl Ledger {
         let before = std::mem::replace(&mut channel.heard, Heard::Now(Arc::clone(mark)));
         if let Heard::Until(from, cause) = before {
             // A clock may have been set back meanwhile.
-            state.push(Gap { channel: name.to_owned(), from: from.min(at), to: at, cause });
+            state.push(Gap { channel: name.to_owned(), from: from.min(at), to: at, cause }, false);
             drop(state);
             self.changed.notify_one();
         }
@@ -222,16 +224,17 @@ impl Ledger {
 }
 
 impl State {
-    fn push(&mut self, gap: Gap) {
+    fn push(&mut self, gap: Gap, is_old: bool) {
         self.last_number += 1;
         let number = self.last_number;
-        if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.gap.channel == gap.channel) {
+        let mut new = self.waiting.iter_mut().filter(|waiting| !waiting.is_old && !is_old);
+        if let Some(waiting) = new.find(|waiting| waiting.gap.channel == gap.channel) {
             waiting.gap.from = waiting.gap.from.min(gap.from);
             waiting.gap.to = waiting.gap.to.max(gap.to);
             waiting.number = number;
             return;
         }
-        self.waiting.push_back(Pending { number, gap, since: Instant::now() });
+        self.waiting.push_back(Pending { number, gap, since: Instant::now(), is_old });
     }
 }
 
@@ -290,11 +293,11 @@ mod tests {
         let (note, _) = ledger.to_note();
         let next = Ledger::new(&names(), Some(note));
         assert_eq!((next.instance(), next.has_past()), (ledger.instance(), true));
-        assert_eq!(taken(&next), untold);
+        // What the last run may have told is not told anew with something else.
         next.heard("a", at(20), &mark);
         // b was never heard: it is new.
         next.heard("b", at(20), &mark);
-        assert_eq!(taken(&next), [gap("a", 6, 20, GapCause::Restart)]);
+        assert_eq!(taken(&next), [untold, vec![gap("a", 6, 20, GapCause::Restart)]].concat());
         for pending in next.untold() {
             next.told(&pending);
         }

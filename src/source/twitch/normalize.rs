@@ -154,7 +154,7 @@ impl Normalizer {
     /// one may be as old as the stream.
     fn undated(&self, taken_in_at: Timestamp) -> Timestamp {
         match self.origin {
-            Origin::Twitch => taken_in_at,
+            Origin::Twitch | Origin::Gap => taken_in_at,
             Origin::Replay | Origin::Backfill => Timestamp::UNIX_EPOCH,
         }
     }
