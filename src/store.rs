@@ -159,6 +159,9 @@ pub enum StoreError {
     /// Not reachable, overloaded, or it did not answer in time: it will pass.
     #[error("the store is away: {0}")]
     Away(String),
+    /// It answers, and gave this request up, for contention say. What it did of it shows when it is read.
+    #[error("the store gave up: {0}")]
+    GaveUp(String),
     /// It answers, and refuses: a permission, a missing database, a document too large. `code` is the store's.
     #[error("the store refuses with {code}: {message}")]
     Refused {
@@ -173,7 +176,7 @@ impl StoreError {
     /// Whether trying again can help without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Away(_) => true,
+            Self::Away(_) | Self::GaveUp(_) => true,
             Self::Refused { .. } => false,
         }
     }

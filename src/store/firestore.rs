@@ -194,6 +194,9 @@ impl FirestoreStore {
                 };
                 Ok(answers.into_iter().flat_map(one).collect())
             }
+            Err(error @ StoreError::GaveUp(_)) => {
+                Ok(writes.iter().map(|_| Err(WriteRefusal::Failed(error.clone()))).collect())
+            }
             answer => answer,
         }
     }

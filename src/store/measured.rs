@@ -39,7 +39,7 @@ label! {
 impl StoreResult {
     fn of(error: &StoreError) -> Self {
         match error {
-            StoreError::Away(_) => Self::Away,
+            StoreError::Away(_) | StoreError::GaveUp(_) => Self::Away,
             StoreError::Refused { .. } => Self::Refused,
         }
     }

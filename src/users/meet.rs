@@ -10,7 +10,7 @@ use super::{Matched, Shared, Users};
 use crate::envelope::UnmatchedReason;
 use crate::envelope::id::{self, UserRef};
 use crate::store::document::{write_history, write_profile};
-use crate::store::{Fields, Name, Version, Write, WriteRefusal};
+use crate::store::{Fields, Name, StoreError, Version, Write, WriteRefusal};
 
 /// Users read, and users written, in one round. More at once would keep a slow store busy for longer than events wait for
 /// it, and a store that is only slow would be taken for one that is away.
@@ -104,6 +104,8 @@ impl Shared {
                 }
                 self.show(&mut table);
             }
+            // It is there: read again, for as long as there is time.
+            Err(error @ StoreError::GaveUp(_)) => tracing::debug!(error = %error, "users were not read"),
             Err(error) => self.circuit.trip(&error),
         }
     }

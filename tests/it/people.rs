@@ -98,6 +98,10 @@ async fn all_counted(inlet: &Inlet) {
 async fn ended_well(inlet: &mut Inlet) {
     let (_, code) = inlet.terminate(Duration::from_secs(9)).await;
     assert_eq!(code, Some(0), "{}", inlet.log());
+    // Shown where the test fails later on.
+    for line in inlet.log().lines().filter(|line| !line.contains("INFO")) {
+        eprintln!("{line}");
+    }
 }
 
 #[tokio::test]

@@ -166,32 +166,38 @@ pub(super) fn refusal(status: &Status) -> StoreError {
     }
 }
 
+enum Meaning {
+    Away,
+    GaveUp,
+    Refused,
+}
+
 /// What a code of Firestore's means. What it says is cut short: it names documents, and may quote what it was sent.
 pub(super) fn by_code(code: Code, message: &str) -> StoreError {
-    let (name, will_pass) = match code {
-        Code::Ok => ("OK", true),
-        Code::Cancelled => ("CANCELLED", true),
-        Code::Unknown => ("UNKNOWN", true),
-        Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", true),
-        Code::ResourceExhausted => ("RESOURCE_EXHAUSTED", true),
-        Code::Aborted => ("ABORTED", true),
-        Code::Internal => ("INTERNAL", true),
-        Code::Unavailable => ("UNAVAILABLE", true),
-        Code::InvalidArgument => ("INVALID_ARGUMENT", false),
-        Code::NotFound => ("NOT_FOUND", false),
-        Code::AlreadyExists => ("ALREADY_EXISTS", false),
-        Code::PermissionDenied => ("PERMISSION_DENIED", false),
-        Code::FailedPrecondition => ("FAILED_PRECONDITION", false),
-        Code::OutOfRange => ("OUT_OF_RANGE", false),
-        Code::Unimplemented => ("UNIMPLEMENTED", false),
-        Code::DataLoss => ("DATA_LOSS", false),
-        Code::Unauthenticated => ("UNAUTHENTICATED", false),
+    let (name, meaning) = match code {
+        Code::Ok => ("OK", Meaning::Away),
+        Code::Cancelled => ("CANCELLED", Meaning::GaveUp),
+        Code::Unknown => ("UNKNOWN", Meaning::Away),
+        Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", Meaning::Away),
+        Code::ResourceExhausted => ("RESOURCE_EXHAUSTED", Meaning::Away),
+        Code::Aborted => ("ABORTED", Meaning::GaveUp),
+        Code::Internal => ("INTERNAL", Meaning::Away),
+        Code::Unavailable => ("UNAVAILABLE", Meaning::Away),
+        Code::InvalidArgument => ("INVALID_ARGUMENT", Meaning::Refused),
+        Code::NotFound => ("NOT_FOUND", Meaning::Refused),
+        Code::AlreadyExists => ("ALREADY_EXISTS", Meaning::Refused),
+        Code::PermissionDenied => ("PERMISSION_DENIED", Meaning::Refused),
+        Code::FailedPrecondition => ("FAILED_PRECONDITION", Meaning::Refused),
+        Code::OutOfRange => ("OUT_OF_RANGE", Meaning::Refused),
+        Code::Unimplemented => ("UNIMPLEMENTED", Meaning::Refused),
+        Code::DataLoss => ("DATA_LOSS", Meaning::Refused),
+        Code::Unauthenticated => ("UNAUTHENTICATED", Meaning::Refused),
     };
     let message: String = message.chars().take(LONGEST_MESSAGE).collect();
-    if will_pass {
-        StoreError::Away(format!("{name}: {message}"))
-    } else {
-        StoreError::Refused { code: name, message }
+    match meaning {
+        Meaning::Away => StoreError::Away(format!("{name}: {message}")),
+        Meaning::GaveUp => StoreError::GaveUp(format!("{name}: {message}")),
+        Meaning::Refused => StoreError::Refused { code: name, message },
     }
 }
 
@@ -228,18 +234,19 @@ mod tests {
     #[test]
     fn errors_are_told_apart_by_code() {
         for code in (0..17).map(Code::from_i32) {
-            let will_pass = matches!(
-                code,
+            let error = refusal(&Status::new(code, "why"));
+            match code {
+                Code::Cancelled | Code::Aborted => {
+                    assert!(matches!(error, StoreError::GaveUp(_)), "{code:?}");
+                }
                 Code::Ok
-                    | Code::Cancelled
-                    | Code::Unknown
-                    | Code::DeadlineExceeded
-                    | Code::ResourceExhausted
-                    | Code::Aborted
-                    | Code::Internal
-                    | Code::Unavailable
-            );
-            assert_eq!(refusal(&Status::new(code, "why")).is_transient(), will_pass, "{code:?}");
+                | Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Internal
+                | Code::Unavailable => assert!(matches!(error, StoreError::Away(_)), "{code:?}"),
+                _ => assert!(matches!(error, StoreError::Refused { .. }), "{code:?}"),
+            }
         }
         let StoreError::Refused { code, message } = by_code(Code::PermissionDenied, &"é".repeat(500)) else {
             panic!()
