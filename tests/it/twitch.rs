@@ -148,6 +148,18 @@ async fn three_hundred_channels_are_joined_within_the_limit() {
 }
 
 #[tokio::test]
+async fn logins_keep_to_their_limit_however_often_they_are_cut_off() {
+    let (irc, nats) = (Irc::start().await, Nats::start().await);
+    irc.set_hasty();
+    let waits = [("IRC_RECONNECT_INITIAL_MS", "1"), ("IRC_RECONNECT_MAX_MS", "1")];
+    let inlet = serve(&irc.url(), &nats, "alpha", &waits).await;
+    eventually("more logins than ten seconds allow", || async { (irc.logins().len() > 25).then_some(()) })
+        .await;
+    assert_eq!(most_in_ten_seconds(&irc.logins()), 20);
+    assert_eq!(inlet.json("/livez").await.0, 200);
+}
+
+#[tokio::test]
 async fn a_request_to_reconnect_loses_nothing_and_doubles_nothing() {
     let nats = Nats::start().await;
     let channels = names("ch", 20).join(",");

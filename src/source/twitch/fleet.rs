@@ -424,7 +424,10 @@ impl Fleet {
                 return tracing::debug!(connection = id, why = end.code(), "closed");
             }
             End::LoginRefused(_) => self.refused_backoff.next_wait(),
-            // What takes its place is on its way.
+            // What takes its place is on its way, or stands.
+            _ if berth.leave != Leave::No && unheard.is_empty() => {
+                return tracing::info!(connection = id, "closed by Twitch, as announced");
+            }
             _ if berth.leave != Leave::No => Duration::ZERO,
             End::Dial(_) | End::Io(_) | End::Closed | End::Silent => self.backoff.next_wait(),
         };

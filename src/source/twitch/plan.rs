@@ -147,7 +147,7 @@ impl Plan {
 
     /// It is logged in.
     pub(super) fn opened(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
+        if let Some(connection) = self.connections.get_mut(&id).filter(|c| c.stage == Stage::Opening) {
             connection.stage = Stage::Open;
         }
     }

@@ -33,6 +33,8 @@ struct State {
     logins: Vec<Instant>,
     said: Vec<Said>,
     is_away: bool,
+    /// Closes each connection right after its login.
+    is_hasty: bool,
 }
 
 /// The server. Dropping it closes everything.
@@ -120,6 +122,11 @@ impl Irc {
         self.state().standing.retain(|id, _| !which(*id));
     }
 
+    /// From now on closes each connection right after its login.
+    pub fn set_hasty(&self) {
+        self.state().is_hasty = true;
+    }
+
     /// Closes all connections, and new ones at once, until it is back.
     pub fn set_away(&self, is_away: bool) {
         let mut state = self.state();
@@ -197,5 +204,8 @@ fn answer(line: &str, id: u64, nick: &mut String, state: &Mutex<State>) {
     };
     if let Some((lines, _)) = state.standing.get(&id) {
         lines.try_send(answer).unwrap();
+    }
+    if state.is_hasty && command == "NICK" {
+        state.standing.remove(&id);
     }
 }
