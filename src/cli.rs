@@ -49,6 +49,7 @@ enum Command {
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
+    #[command(after_help = simulate::after_help())]
     Simulate(Box<simulate::SimulateArgs>),
 }
 

@@ -1,4 +1,4 @@
-//! A stand-in for Twitch's chat server, for development, tests and load: IRC over TCP, with or without TLS.
+//! A stand-in for Twitch's chat server, for development, tests and load: IRC over TCP or WebSocket, with or without TLS.
 //!
 //! It owns its listener, its connections and one stream of messages, made up from a seed or replayed from a file, that
 //! everybody in a channel gets with the same ids. It shares nothing with the code that reads from Twitch, and no
@@ -8,10 +8,17 @@
 //! Nothing here grows without bound: connections, their lines and their queues are limited, and a reader that falls
 //! behind makes the stream wait.
 
+mod bad_lines;
 mod chat;
 mod config;
+mod connection;
 mod control;
+mod delivery;
+mod faults;
+mod guests;
 mod hub;
+mod joins;
+mod lifelike;
 mod lines;
 mod pace;
 mod parts;
@@ -24,11 +31,12 @@ mod server;
 mod session;
 mod text;
 mod tls;
+mod websocket;
 mod words;
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -36,7 +44,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use config::{SimConfig, SimError};
-pub use control::{Command, ControlLine, Stats};
+pub use control::{COMMANDS, Command, ControlLine, PeerStats, Stats, Target};
+pub use faults::{JoinRefusal, LoginRefusal, Mode, UnknownRefusal};
+pub use joins::JoinStats;
+pub use lines::LineKind;
 pub use sent::SentRecord;
 
 /// Batches on their way to the record of what was sent.
@@ -45,10 +56,9 @@ const LOG_BATCHES: usize = 64;
 /// A running simulator. Dropped without [`Simulator::shutdown`], it ends at once.
 #[derive(Debug)]
 pub struct Simulator {
-    hub: Arc<hub::Hub>,
+    desk: control::Desk,
     addr: SocketAddr,
     ca_pem: Option<String>,
-    notes: Option<mpsc::Sender<sent::Note>>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -60,25 +70,23 @@ impl Simulator {
         let addr = listener.local_addr().map_err(SimError::Listen)?;
         let audience = (!config.channels.is_empty()).then(|| config.channels.iter().cloned().collect());
         let hub = Arc::new(hub::Hub::new(audience));
+        treat(&config, &hub);
         let (acceptor, ca_pem) = if config.tls { Some(tls::acceptor()?) } else { None }.unzip();
         let feed = feed(&config)?;
         let stop = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
-        let notes = open_log(&config, &mut tasks).await?;
-        let policy = session::Policy {
-            refuse_login: config.refuse_login,
-            ignore_joins: config.ignore_joins.into_iter().collect::<BTreeSet<_>>(),
-        };
+        let log = open_log(&config, &mut tasks).await?;
+        let delivery = delivery::Delivery { hub, log, cut_after: config.cut_after, now: config.now };
+        let delivery = Arc::new(delivery);
         let ping_every = config.ping_every.max(Duration::from_millis(1));
-        let service = server::Service { hub: Arc::clone(&hub), policy, tls: acceptor, ping_every };
+        let service = server::Service { delivery: Arc::clone(&delivery), tls: acceptor, ping_every };
         tasks.spawn(server::serve(listener, Arc::new(service), stop.subscribe()));
         let pump = pump::Pump {
             feed,
-            hub: Arc::clone(&hub),
-            log: notes.clone(),
+            bad_lines: bad_lines::BadLines::new(config.seed),
+            delivery: Arc::clone(&delivery),
             rate: config.rate,
             count: config.count,
-            now: config.now,
         };
         let pump = pump.run(stop.subscribe());
         tasks.spawn(async move {
@@ -86,7 +94,13 @@ impl Simulator {
                 tracing::error!(%error, "the file to replay cannot be read on");
             }
         });
-        Ok(Self { hub, addr, ca_pem, notes, stop, tasks })
+        let desk = control::Desk {
+            delivery,
+            reconnect_grace: config.reconnect_grace,
+            seed: config.seed,
+            bad_times: AtomicU64::new(0),
+        };
+        Ok(Self { desk, addr, ca_pem, stop, tasks })
     }
 
     /// Where it listens.
@@ -101,17 +115,17 @@ impl Simulator {
 
     /// Does what `command` says; returns when it is done (bytes: when they are queued).
     pub async fn control(&self, command: Command) {
-        control::act(command, &self.hub).await;
+        self.desk.act(command).await;
     }
 
     /// Its numbers now.
     pub fn stats(&self) -> Stats {
-        self.hub.stats()
+        self.desk.delivery.hub.stats()
     }
 
     /// The last records of what was sent, oldest first, as many as [`SimConfig::sent_kept`] allows.
     pub async fn sent(&self) -> Vec<SentRecord> {
-        let Some(notes) = &self.notes else {
+        let Some(notes) = &self.desk.delivery.log else {
             return Vec::new();
         };
         let (answer, records) = oneshot::channel();
@@ -122,10 +136,12 @@ impl Simulator {
     }
 
     /// Stops generating, gives each connection a second to read what is queued for it, closes and writes the log out.
-    pub async fn shutdown(mut self) {
-        self.stop.send_replace(true);
-        self.notes = None;
-        while let Some(ended) = self.tasks.join_next().await {
+    pub async fn shutdown(self) {
+        let Self { desk, stop, mut tasks, .. } = self;
+        stop.send_replace(true);
+        // The log ends with the last of those who could tell it something.
+        drop(desk);
+        while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a part of the simulator failed");
             }
@@ -133,11 +149,29 @@ impl Simulator {
     }
 }
 
+/// Sets the faults that are asked for from the start.
+fn treat(config: &SimConfig, hub: &hub::Hub) {
+    let mut policy = hub.policy();
+    policy.refuse_login = config.refuse_login;
+    policy.ignore(config.ignore_joins.clone());
+    for (channel, why) in &config.refuse_joins {
+        policy.refuse(vec![channel.clone()], *why);
+    }
+    hub.joins().limit = config.join_limit;
+    hub.bad_permille.store(config.bad_permille.into(), Ordering::Relaxed);
+    hub.duplicate_every.store(config.duplicate_every.into(), Ordering::Relaxed);
+    hub.slow.store(config.slow, Ordering::Relaxed);
+}
+
 fn feed(config: &SimConfig) -> Result<pump::Feed, SimError> {
     let Some(path) = &config.replay else {
         let (channels, users) = (&config.channels, config.users);
         let plan = chat::ChatPlan { channels, users, zipf: config.zipf, seed: config.seed };
-        return Ok(pump::Feed::Chat(Box::new(chat::Chat::new(&plan))));
+        return Ok(if config.lifelike {
+            pump::Feed::Lifelike(Box::new(lifelike::Lifelike::new(&plan)))
+        } else {
+            pump::Feed::Chat(Box::new(chat::Chat::new(&plan)))
+        });
     };
     let replay = replay::Replay::open(path, &config.channels, config.seed);
     let replay = replay.map_err(|source| SimError::File { path: path.clone(), source })?;

@@ -4,14 +4,28 @@ use std::future::Future;
 use std::io::{BufRead, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::sim::{ControlLine, SimConfig, SimError, Simulator};
+use crate::sim::{
+    COMMANDS, ControlLine, JoinRefusal, LoginRefusal, SimConfig, SimError, Simulator, UnknownRefusal,
+};
 
 /// A control line may be so long.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
+
+/// For a channel that a JOIN is refused to.
+const REFUSED_JOIN: &str = "banned:NAME or suspended:NAME is wanted";
+
+/// What `--help` says at its end.
+pub fn after_help() -> String {
+    format!(
+        "Lines on standard input, N being a connection's number (`stats` lists them), all by default:\n{}",
+        COMMANDS.lines().map(|line| ["  ", line, "\n"].concat()).collect::<String>()
+    )
+}
 
 /// Settings of the simulator.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,13 +52,17 @@ pub struct SimulateArgs {
     /// The same seed makes the same messages
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// All that happens on Twitch, not messages alone: subs, gifts, raids, replies, announcements, bans, deletions, shared
+    /// chat between the first two channels, renamed viewers, texts of every kind
+    #[arg(long, conflicts_with = "replay")]
+    pub lifelike: bool,
     /// Send the raw IRC lines of this file instead, with new ids and times
     #[arg(long, value_name = "FILE")]
     pub replay: Option<PathBuf>,
     /// Leave the replayed lines their ids and times
     #[arg(long, requires = "replay")]
     pub keep_ids: bool,
-    /// Log what was sent to this file: one JSON line per message and connection
+    /// Log what was sent to this file: one JSON line per line sent and connection
     #[arg(long, value_name = "FILE")]
     pub sent: Option<PathBuf>,
     /// Speak TLS, as localhost and 127.0.0.1
@@ -53,16 +71,46 @@ pub struct SimulateArgs {
     /// Where to write the certificate to trust [default: inlet-simulate-ca.pem in the temporary folder]
     #[arg(long, value_name = "FILE", requires = "tls")]
     pub tls_ca: Option<PathBuf>,
-    /// Refuse every login, as Twitch does with a bad token
-    #[arg(long)]
-    pub refuse_login: bool,
+    /// Refuse every login: failed (as with a bad token), format, nick or unsuccessful
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "failed")]
+    pub refuse_login: Option<LoginRefusal>,
     /// Never answer a JOIN to this channel; may be given several times
     #[arg(long = "ignore-join", value_name = "NAME")]
     pub ignore_joins: Vec<String>,
+    /// Refuse a JOIN to this channel, as banned:NAME or suspended:NAME; may be given several times
+    #[arg(long = "refuse-join", value_name = "HOW:NAME", value_parser = refused_join)]
+    pub refuse_joins: Vec<(String, JoinRefusal)>,
+    /// Answer so many JOINs of an account in any 10 s and let the others vanish; Twitch's limit is 20, 0 is none.
+    /// Connections without an account count as one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub join_limit: u32,
+    /// Among a thousand lines, so many more are bad ones: cut, misshapen, too long, no IRC, no UTF-8, empty
+    #[arg(long, value_name = "PERMILLE", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub bad_lines: u32,
+    /// Send each Nth line twice, with the same id; 0: none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub duplicate_every: u32,
+    /// Write so many bytes a second to each connection; 0: as fast as they are read
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub slow: u64,
+    /// Cut a connection whose queue of 4 MiB has had no room for so long, 0: never; until then the stream waits for it
+    /// [default: 10, with --rate 0: 0]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub cut_after: Option<u64>,
+    /// How long a connection stays open after a RECONNECT
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub reconnect_grace: u64,
+}
+
+fn refused_join(text: &str) -> Result<(String, JoinRefusal), String> {
+    let (how, name) = text.split_once(':').ok_or(REFUSED_JOIN)?;
+    let how = how.parse().map_err(|error: UnknownRefusal| error.to_string())?;
+    Ok((name.to_owned(), how))
 }
 
 impl SimulateArgs {
     fn config(&self, now: fn() -> i64) -> SimConfig {
+        let cut_after = self.cut_after.unwrap_or(if self.rate == 0 { 0 } else { 10 });
         let named = !self.channels.is_empty() || self.replay.is_some();
         SimConfig {
             channels: if named { self.channels.clone() } else { vec!["sim".to_owned()] },
@@ -71,12 +119,20 @@ impl SimulateArgs {
             users: self.users,
             zipf: self.zipf,
             seed: self.seed,
+            lifelike: self.lifelike,
             replay: self.replay.clone(),
             keep_ids: self.keep_ids,
             sent_file: self.sent.clone(),
             tls: self.tls,
             refuse_login: self.refuse_login,
             ignore_joins: self.ignore_joins.clone(),
+            refuse_joins: self.refuse_joins.clone(),
+            join_limit: self.join_limit,
+            bad_permille: self.bad_lines,
+            duplicate_every: self.duplicate_every,
+            slow: self.slow,
+            cut_after: (cut_after > 0).then(|| Duration::from_secs(cut_after)),
+            reconnect_grace: Duration::from_secs(self.reconnect_grace),
             ..SimConfig::new(now)
         }
     }
@@ -125,8 +181,10 @@ async fn obey(simulator: &Simulator, mut lines: mpsc::Receiver<Vec<u8>>) -> Resu
             }
             Some(ControlLine::Quit) => return Ok(()),
             Some(ControlLine::Empty) => {}
+            Some(ControlLine::Help) => say(COMMANDS)?,
             None => {
-                say(&format!("unknown command {}", String::from_utf8_lossy(&line).trim().escape_debug()))?;
+                let typed = String::from_utf8_lossy(&line);
+                say(&format!("unknown command {}; there are:\n{COMMANDS}", typed.trim().escape_debug()))?;
             }
         }
     }

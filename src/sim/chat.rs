@@ -104,7 +104,7 @@ fn line(
     out.put_slice(&text.bytes);
     out.put_slice(if text.action { b"\x01\r\n" } else { b"\r\n" });
     let user = who_at + user.user_id.start..who_at + user.user_id.end;
-    Mark { user: Some(user), id: Some(id_at..id_end) }
+    Mark { user: Some(user), id: Some(id_at..id_end), ..Mark::default() }
 }
 
 /// Writes a random UUID (version 4) in lower-case hyphenated form.

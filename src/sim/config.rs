@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::faults::{JoinRefusal, LoginRefusal};
 use super::session::is_login;
 
 /// What to simulate. [`SimConfig::new`] has defaults for everything but the clock.
@@ -24,6 +25,8 @@ pub struct SimConfig {
     pub zipf: f64,
     /// The same seed makes the same messages, but for their time.
     pub seed: u64,
+    /// Chat with all that happens on Twitch (subs, raids, bans, replies, shared chat, …) instead of messages alone.
+    pub lifelike: bool,
     /// Lines to send instead of made-up ones.
     pub replay: Option<PathBuf>,
     /// Replayed lines keep their `id` and `tmi-sent-ts`.
@@ -34,10 +37,24 @@ pub struct SimConfig {
     pub sent_kept: usize,
     /// Speak TLS, with a certificate for `localhost` and `127.0.0.1` from an authority made at the start.
     pub tls: bool,
-    /// Answer every login with `Login authentication failed`.
-    pub refuse_login: bool,
+    /// Answer every login with this.
+    pub refuse_login: Option<LoginRefusal>,
     /// Channels whose JOIN is never answered.
     pub ignore_joins: Vec<String>,
+    /// Channels whose JOIN is refused.
+    pub refuse_joins: Vec<(String, JoinRefusal)>,
+    /// Answer so many JOINs of an account in any ten seconds; the others vanish, as on Twitch. 0: answer all.
+    pub join_limit: u32,
+    /// Of a thousand lines, so many more are bad ones.
+    pub bad_permille: u32,
+    /// Each line whose number this divides is sent twice; 0: none.
+    pub duplicate_every: u32,
+    /// Write so many bytes per second to each connection; 0: as fast as they are read.
+    pub slow: u64,
+    /// A connection whose queue has had no room for so long is cut, as by Twitch; `None`: the stream waits for it.
+    pub cut_after: Option<Duration>,
+    /// How long a connection stays open after its RECONNECT, if the command does not say.
+    pub reconnect_grace: Duration,
     /// How often each connection is sent a PING; one silent for three of them is closed.
     pub ping_every: Duration,
     /// The wall clock, Unix milliseconds.
@@ -54,13 +71,21 @@ impl SimConfig {
             users: 500,
             zipf: 1.0,
             seed: 1,
+            lifelike: false,
             replay: None,
             keep_ids: false,
             sent_file: None,
             sent_kept: 0,
             tls: false,
-            refuse_login: false,
+            refuse_login: None,
             ignore_joins: Vec::new(),
+            refuse_joins: Vec::new(),
+            join_limit: 0,
+            bad_permille: 0,
+            duplicate_every: 0,
+            slow: 0,
+            cut_after: Some(Duration::from_secs(10)),
+            reconnect_grace: Duration::from_secs(10),
             ping_every: Duration::from_mins(1),
             now,
         }
@@ -106,6 +131,9 @@ pub enum SimError {
 pub(super) fn checked(mut config: SimConfig) -> Result<SimConfig, SimError> {
     config.channels = names(&config.channels)?;
     config.ignore_joins = names(&config.ignore_joins)?;
+    for (channel, _) in &mut config.refuse_joins {
+        *channel = channel_name(channel)?;
+    }
     if config.channels.is_empty() && config.replay.is_none() {
         return Err(SimError::NoChannel);
     }
@@ -118,13 +146,16 @@ pub(super) fn checked(mut config: SimConfig) -> Result<SimConfig, SimError> {
 fn names(given: &[String]) -> Result<Vec<String>, SimError> {
     let mut names = Vec::new();
     for name in given {
-        let login = name.trim().trim_start_matches('#').to_ascii_lowercase();
-        if !is_login(&login) {
-            return Err(SimError::Channel(name.clone()));
-        }
+        let login = channel_name(name)?;
         if !names.contains(&login) {
             names.push(login);
         }
     }
     Ok(names)
+}
+
+/// A channel's name without `#`, in lower case.
+pub(super) fn channel_name(name: &str) -> Result<String, SimError> {
+    let login = name.trim().trim_start_matches('#').to_ascii_lowercase();
+    if is_login(&login) { Ok(login) } else { Err(SimError::Channel(name.to_owned())) }
 }

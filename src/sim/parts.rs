@@ -11,6 +11,7 @@ const CHANNEL_COMMANDS: [&[u8]; 6] =
 pub(super) struct Parts {
     /// Without `@`.
     pub(super) tags: Range<usize>,
+    pub(super) command: Range<usize>,
     /// Without `#`.
     pub(super) channel: Option<Range<usize>>,
 }
@@ -26,12 +27,14 @@ pub(super) fn parts(line: &[u8]) -> Parts {
     if line.get(at) == Some(&b':') {
         at = skip_spaces(line, word_end(line, at));
     }
-    let command = at..word_end(line, at);
-    at = skip_spaces(line, command.end);
+    parts.command = at..word_end(line, at);
+    at = skip_spaces(line, parts.command.end);
     let parameter = at..word_end(line, at);
     parts.channel = match line.get(at) {
         Some(b'#') if parameter.len() > 1 => Some(parameter.start + 1..parameter.end),
-        Some(byte) if *byte != b':' && *byte != b'#' && CHANNEL_COMMANDS.contains(&&line[command]) => {
+        Some(byte)
+            if *byte != b':' && *byte != b'#' && CHANNEL_COMMANDS.contains(&&line[parts.command.clone()]) =>
+        {
             Some(parameter)
         }
         _ => None,

@@ -82,33 +82,20 @@ impl People {
     }
 
     fn add(&mut self, user: u32) {
-        let nth = user as usize;
-        let (first, last) = (NAMES[nth % NAMES.len()], SURNAMES[nth / NAMES.len() % SURNAMES.len()]);
-        let login = format!("{first}_{last}{user}");
-        let display = match user % 20 {
-            7 => format!("さくら{user}"),
-            8 | 9 => login.clone(),
-            _ => format!("{}_{}{user}", capital(first), capital(last)),
-        };
-        let id = user_id(user);
-        let subscriber = user % 3 == 1;
-        let moderator = user % 17 == 3;
-        let vip = !moderator && user % 23 == 5;
-        let mut badges = Vec::new();
-        badges.extend(moderator.then(|| "moderator/1".to_owned()));
-        badges.extend(vip.then(|| "vip/1".to_owned()));
-        let months = user % 40 + 1;
-        badges.extend(subscriber.then(|| format!("subscriber/{}", months / 3 * 3)));
-        badges.extend((user % 5 == 2).then(|| "premium/1".to_owned()));
-        let info = if subscriber { format!("subscriber/{months}") } else { String::new() };
-        let color = COLORS[nth % COLORS.len()];
-        let user_type = if moderator { "mod" } else { "" };
-        let vip_tag = if vip { ";vip=1" } else { "" };
+        let viewer = viewer(user);
+        let Viewer { login, display, id, color, .. } = &viewer;
+        let (info, badges) = (viewer.badge_info(), viewer.badges());
+        let user_type = if viewer.moderator { "mod" } else { "" };
+        let vip_tag = if viewer.vip { ";vip=1" } else { "" };
         let parts = [
-            format!("@badge-info={info};badges={}", badges.join(",")),
+            format!("@badge-info={info};badges={badges}"),
             format!(";color={color};display-name={display};emotes="),
-            format!(";mod={};returning-chatter={};room-id=", u8::from(moderator), u8::from(user % 13 == 4)),
-            format!(";subscriber={};tmi-sent-ts=", u8::from(subscriber)),
+            format!(
+                ";mod={};returning-chatter={};room-id=",
+                u8::from(viewer.moderator),
+                u8::from(viewer.returning)
+            ),
+            format!(";subscriber={};tmi-sent-ts=", u8::from(viewer.months > 0)),
             format!(
                 "{USER_ID_KEY}{id};user-type={user_type}{vip_tag} \
                  :{login}!{login}@{login}.tmi.twitch.tv PRIVMSG #"
@@ -124,9 +111,61 @@ impl People {
     }
 }
 
-/// The id of viewer `user`: the same in every run.
-fn user_id(user: u32) -> String {
-    (10_000_019 + u64::from(user) * 787).to_string()
+/// What does not change about a viewer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "any of these may go with any other")]
+pub(super) struct Viewer {
+    pub(super) login: String,
+    pub(super) display: String,
+    pub(super) id: String,
+    pub(super) color: &'static str,
+    /// Months of subscription; 0: none.
+    pub(super) months: u32,
+    pub(super) moderator: bool,
+    pub(super) vip: bool,
+    pub(super) premium: bool,
+    pub(super) returning: bool,
+}
+
+/// Viewer `user`: the same in every run.
+pub(super) fn viewer(user: u32) -> Viewer {
+    let nth = user as usize;
+    let (first, last) = (NAMES[nth % NAMES.len()], SURNAMES[nth / NAMES.len() % SURNAMES.len()]);
+    let login = format!("{first}_{last}{user}");
+    let display = match user % 20 {
+        7 => format!("さくら{user}"),
+        8 | 9 => login.clone(),
+        _ => format!("{}_{}{user}", capital(first), capital(last)),
+    };
+    let moderator = user % 17 == 3;
+    Viewer {
+        login,
+        display,
+        id: (10_000_019 + u64::from(user) * 787).to_string(),
+        color: COLORS[nth % COLORS.len()],
+        months: if user % 3 == 1 { user % 40 + 1 } else { 0 },
+        moderator,
+        vip: !moderator && user % 23 == 5,
+        premium: user % 5 == 2,
+        returning: user % 13 == 4,
+    }
+}
+
+impl Viewer {
+    /// The value of `badge-info`.
+    pub(super) fn badge_info(&self) -> String {
+        if self.months > 0 { format!("subscriber/{}", self.months) } else { String::new() }
+    }
+
+    /// The value of `badges`.
+    pub(super) fn badges(&self) -> String {
+        let mut badges = Vec::new();
+        badges.extend(self.moderator.then(|| "moderator/1".to_owned()));
+        badges.extend(self.vip.then(|| "vip/1".to_owned()));
+        badges.extend((self.months > 0).then(|| format!("subscriber/{}", self.months / 3 * 3)));
+        badges.extend(self.premium.then(|| "premium/1".to_owned()));
+        badges.join(",")
+    }
 }
 
 fn capital(word: &str) -> String {
@@ -167,7 +206,7 @@ mod tests {
             let parts = people.parts(user);
             assert!(parts.badges.starts_with(b"@badge-info="));
             assert!(parts.who.ends_with(b".tmi.twitch.tv PRIVMSG #"));
-            let id = user_id(u32::try_from(user).unwrap());
+            let id = viewer(u32::try_from(user).unwrap()).id;
             assert_eq!(&parts.who[parts.user_id], id.as_bytes());
         }
     }

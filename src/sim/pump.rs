@@ -1,28 +1,26 @@
 //! Moves messages from their source to the connections, at the pace asked for.
 //!
-//! The clock starts at the first JOIN, so nobody misses the beginning. A reader that falls behind slows everybody; at
-//! a fixed rate it is cut after [`PATIENCE`], as Twitch does with a connection whose send queue does not drain.
+//! The clock starts at the first JOIN, so nobody misses the beginning. A reader that falls behind slows everybody, until
+//! it is cut ([`Delivery`]).
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
+use super::bad_lines::BadLines;
 use super::chat::Chat;
-use super::hub::{Hub, reaches};
-use super::lines::{Chunk, Lines, without_tags};
+use super::delivery::Delivery;
+use super::hub::reaches;
+use super::lifelike::Lifelike;
+use super::lines::Lines;
 use super::pace::Pace;
-use super::queue::Pushed;
 use super::replay::Replay;
-use super::sent::Note;
 
-/// How long a full queue is waited for at a fixed rate.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Messages made at a time; some 280 KB.
 const BATCH: u64 = 512;
 /// The shortest wait between two batches at a fixed rate.
@@ -31,19 +29,19 @@ const TICK: Duration = Duration::from_millis(1);
 /// Where messages come from.
 pub(super) enum Feed {
     Chat(Box<Chat>),
+    Lifelike(Box<Lifelike>),
     Replay(Box<Replay>),
 }
 
 /// The pump. Built once, run once.
 pub(super) struct Pump {
     pub(super) feed: Feed,
-    pub(super) hub: Arc<Hub>,
-    pub(super) log: Option<mpsc::Sender<Note>>,
+    pub(super) bad_lines: BadLines,
+    pub(super) delivery: Arc<Delivery>,
     /// Messages per second over all channels; 0: as fast as they are read.
     pub(super) rate: u32,
     /// How many to make; `None`: no end (a replay ends with its file).
     pub(super) count: Option<u64>,
-    pub(super) now: fn() -> i64,
 }
 
 impl Pump {
@@ -56,8 +54,11 @@ impl Pump {
     }
 
     async fn pump(&mut self) -> io::Result<()> {
-        let mut readers = self.hub.readers();
-        let mut paused = self.hub.paused.subscribe();
+        let delivery = Arc::clone(&self.delivery);
+        let hub = &delivery.hub;
+        let mut readers = hub.readers();
+        let mut paused = hub.paused.subscribe();
+        let mut seen = 0;
         let mut lines = Lines::default();
         let mut left = self.count.unwrap_or(u64::MAX);
         let mut pace = Pace::new(self.rate);
@@ -83,71 +84,34 @@ impl Pump {
             let made = self.fill(wanted, &mut lines)?;
             pace.sent(made);
             left -= made;
-            self.hub.generated.fetch_add(made, Ordering::Relaxed);
+            hub.generated.fetch_add(made, Ordering::Relaxed);
+            self.bad_lines.mix_in(hub.bad_permille.load(Ordering::Relaxed), made, &mut lines);
+            let twice = hub.duplicate_every.load(Ordering::Relaxed);
             for chunk in lines.drain() {
-                self.deliver(chunk).await;
+                let chunk = if twice > 0 { chunk.with_copies(twice, &mut seen) } else { chunk };
+                delivery.deliver(&chunk, None).await;
             }
             if made < wanted {
                 break;
             }
             yield_now().await;
         }
-        tracing::info!(generated = self.hub.generated.load(Ordering::Relaxed), "all messages are sent");
+        tracing::info!(generated = hub.generated.load(Ordering::Relaxed), "all messages are sent");
         Ok(())
     }
 
     fn fill(&mut self, wanted: u64, lines: &mut Lines) -> io::Result<u64> {
-        let now = (self.now)().to_string();
+        let now = (self.delivery.now)().to_string();
         match &mut self.feed {
             Feed::Chat(chat) => {
                 chat.fill(usize::try_from(wanted).unwrap_or(usize::MAX), &now, lines);
                 Ok(wanted)
             }
-            Feed::Replay(replay) => replay.fill(wanted, &now, lines),
-        }
-    }
-
-    /// Queues one channel's lines at everybody in it.
-    async fn deliver(&self, chunk: Chunk) {
-        let mut bare: Option<Bytes> = None;
-        let mut reached = 0;
-        for peer in self.hub.members(&chunk.channel) {
-            let bytes = if peer.tags.load(Ordering::Relaxed) {
-                &chunk.bytes
-            } else {
-                bare.get_or_insert_with(|| without_tags(&chunk.bytes))
-            };
-            let patience = (self.rate > 0).then_some(PATIENCE);
-            // A place in the log first: between queueing and noting nothing may wait, or a stop could part them.
-            let place = self.place().await;
-            match peer.queue.push(bytes, patience).await {
-                Pushed::Queued => {
-                    reached += 1;
-                    self.hub.sent.fetch_add(chunk.marks.len() as u64, Ordering::Relaxed);
-                    self.note(place, Some(peer.id), &chunk);
-                }
-                Pushed::Closed => {}
-                Pushed::Full => {
-                    tracing::warn!(connection = peer.id, "cut a connection that does not read");
-                    peer.queue.close();
-                }
+            Feed::Lifelike(chat) => {
+                chat.fill(usize::try_from(wanted).unwrap_or(usize::MAX), &now, lines);
+                Ok(wanted)
             }
-        }
-        if reached == 0 {
-            self.note(self.place().await, None, &chunk);
-        }
-    }
-
-    async fn place(&self) -> Option<mpsc::Permit<'_, Note>> {
-        match &self.log {
-            Some(log) => log.reserve().await.ok(),
-            None => None,
-        }
-    }
-
-    fn note(&self, place: Option<mpsc::Permit<'_, Note>>, connection: Option<u64>, chunk: &Chunk) {
-        if let Some(place) = place {
-            place.send(Note::Sent { time: (self.now)(), connection, chunk: chunk.clone() });
+            Feed::Replay(replay) => replay.fill(wanted, &now, lines),
         }
     }
 }

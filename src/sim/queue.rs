@@ -118,6 +118,11 @@ impl Queue {
         }
     }
 
+    /// How many bytes lie here now.
+    pub(super) fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
     /// Ends the connection at once; what lies in the queue is lost.
     pub(super) fn close(&self) {
         {

@@ -10,12 +10,24 @@ use std::path::Path;
 use bytes::{BufMut, BytesMut};
 
 use super::chat::put_id;
-use super::lines::{Lines, Mark};
+use super::lines::{LineKind, Lines, Mark};
 use super::parts::parts;
 use super::people::room_id;
 
 /// A longer line is taken apart into several: no capture can make the simulator grow.
 const MAX_LINE_BYTES: u64 = 1024 * 1024;
+/// Commands that Twitch sends only to those who asked for them.
+const NEED_COMMANDS: [&[u8]; 8] = [
+    b"CLEARCHAT",
+    b"CLEARMSG",
+    b"GLOBALUSERSTATE",
+    b"NOTICE",
+    b"RECONNECT",
+    b"ROOMSTATE",
+    b"USERNOTICE",
+    b"USERSTATE",
+];
+
 /// The lines of a file, over and over while more are wanted.
 pub(super) struct Replay {
     file: BufReader<File>,
@@ -116,6 +128,8 @@ impl Replay {
             let fresh = Fresh { now: (!self.keep_ids).then_some(now), channel: target.as_deref() };
             mark = put_tags(&line[parts.tags.clone()], &fresh, &mut self.rng, out);
         }
+        mark.kind = LineKind::of_command(&line[parts.command.clone()]);
+        mark.needs_commands = NEED_COMMANDS.contains(&&line[parts.command]);
         let rest = parts.tags.end;
         match (target, parts.channel) {
             (Some(target), Some(channel)) => {
@@ -161,6 +175,7 @@ fn put_tags(tags: &[u8], fresh: &Fresh<'_>, rng: &mut fastrand::Rng, out: &mut B
         match key {
             b"id" if out.len() > start => mark.id = Some(start..out.len()),
             b"user-id" if out.len() > start => mark.user = Some(start..out.len()),
+            b"source-id" if out.len() > start => mark.source = Some(start..out.len()),
             _ => {}
         }
     }

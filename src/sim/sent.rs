@@ -1,6 +1,6 @@
 //! The log of what was sent: the truth that tests count against.
 //!
-//! One record per message and connection, written after the message lies in that connection's queue; the pump keeps a
+//! One record per line and connection, written after the message lies in that connection's queue; the pump keeps a
 //! place in this log before it queues anything, so nothing queued goes unrecorded. The way here is bounded: a slow
 //! disk slows the chat.
 
@@ -10,23 +10,25 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::lines::{Chunk, Mark};
+use super::lines::{Chunk, LineKind, Mark};
 
 /// At least so often what is buffered goes to the file.
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
-/// One message sent to one connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One line sent to one connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentRecord {
     /// When it was queued, Unix milliseconds.
     pub time: i64,
-    /// The number of the connection; `None` when nobody was in the channel.
+    /// The number of the connection; `None` when nobody was there to get it.
     pub connection: Option<u64>,
     /// The channel, without `#`; empty for a replayed line that names none (it goes to every connection).
     pub channel: String,
@@ -34,16 +36,39 @@ pub struct SentRecord {
     pub user: Option<String>,
     /// The `id` tag.
     pub id: Option<String>,
+    /// What it is.
+    pub kind: LineKind,
+    /// The `source-id` tag: of shared chat, the id of the message it is a copy of (its own for the original).
+    pub source: Option<String>,
+    /// The line itself, without its end, where it has no `id` to be known by.
+    pub line: Option<Vec<u8>>,
+    /// The record before it once more: sent twice.
+    pub copy: bool,
 }
 
-/// The same, borrowed: what is written to the file.
+/// What the records of one chunk share, as it is written to the file.
 #[derive(Serialize)]
-struct Row<'a> {
+struct Head<'a> {
     time: i64,
     connection: Option<u64>,
     channel: &'a str,
+}
+
+/// The rest of a record.
+#[derive(Serialize)]
+struct Row<'a> {
     user: Option<Cow<'a, str>>,
     id: Option<Cow<'a, str>>,
+    kind: LineKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<&'a str>,
+    /// In base64: a line that is no UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    copy: bool,
 }
 
 /// What the log is told.
@@ -113,17 +138,24 @@ impl SentLog {
         rows: &mut Vec<u8>,
     ) -> io::Result<()> {
         rows.clear();
+        let head = Head { time, connection, channel: &chunk.channel };
+        let mut start = serde_json::to_vec(&head)?;
+        start.pop();
         for mark in chunk.marks.iter() {
-            let row = row(time, connection, chunk, mark);
+            let row = row(chunk, mark);
             if self.file.is_some() {
+                rows.extend_from_slice(&start);
+                let joint = rows.len();
                 serde_json::to_writer(&mut *rows, &row)?;
+                // Two objects made one: the second's bracket is the comma behind the first's last field.
+                rows[joint] = b',';
                 rows.push(b'\n');
             }
             if self.keep > 0 {
                 if self.kept.len() >= self.keep {
                     self.kept.pop_front();
                 }
-                self.kept.push_back(row.to_record());
+                self.kept.push_back(row.to_record(&head, raw(chunk, mark)));
             }
         }
         match &mut self.file {
@@ -133,21 +165,42 @@ impl SentLog {
     }
 }
 
-fn row<'a>(time: i64, connection: Option<u64>, chunk: &'a Chunk, mark: &Mark) -> Row<'a> {
+/// The bytes of a line that has no id, without its end.
+fn raw<'a>(chunk: &'a Chunk, mark: &Mark) -> Option<&'a [u8]> {
+    let line = &chunk.bytes[mark.line.clone()];
+    mark.id.is_none().then(|| line.strip_suffix(b"\r\n").unwrap_or(line))
+}
+
+fn row<'a>(chunk: &'a Chunk, mark: &Mark) -> Row<'a> {
     let text = |range: &Option<std::ops::Range<usize>>| {
         range.as_ref().map(|range| String::from_utf8_lossy(&chunk.bytes[range.clone()]))
     };
-    Row { time, connection, channel: &chunk.channel, user: text(&mark.user), id: text(&mark.id) }
+    let raw = raw(chunk, mark);
+    let line = raw.and_then(|raw| std::str::from_utf8(raw).ok());
+    Row {
+        user: text(&mark.user),
+        id: text(&mark.id),
+        kind: mark.kind,
+        source: text(&mark.source),
+        line,
+        bytes: raw.filter(|_| line.is_none()).map(|raw| BASE64_STANDARD.encode(raw)),
+        copy: mark.copy,
+    }
 }
 
 impl Row<'_> {
-    fn to_record(&self) -> SentRecord {
+    fn to_record(&self, head: &Head<'_>, raw: Option<&[u8]>) -> SentRecord {
+        let text = |value: &Option<Cow<'_, str>>| value.as_deref().map(str::to_owned);
         SentRecord {
-            time: self.time,
-            connection: self.connection,
-            channel: self.channel.to_owned(),
-            user: self.user.as_deref().map(str::to_owned),
-            id: self.id.as_deref().map(str::to_owned),
+            time: head.time,
+            connection: head.connection,
+            channel: head.channel.to_owned(),
+            user: text(&self.user),
+            id: text(&self.id),
+            kind: self.kind,
+            source: text(&self.source),
+            line: raw.map(<[u8]>::to_vec),
+            copy: self.copy,
         }
     }
 }

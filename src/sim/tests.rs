@@ -7,6 +7,8 @@ use tokio::net::TcpStream;
 
 use super::*;
 
+mod faults;
+
 const LOGIN: &str = "CAP REQ :twitch.tv/tags twitch.tv/commands\r\nNICK justinfan1\r\n";
 
 struct Client {
@@ -72,6 +74,8 @@ async fn a_connection_is_greeted_as_by_twitch() {
     for number in ["001", "002", "003", "004", "375", "372", "376"] {
         assert!(client.line().await.unwrap().starts_with(&format!(":tmi.twitch.tv {number} justinfan1 :")));
     }
+    client.say("PING\r\n").await;
+    assert_eq!(client.line().await.unwrap(), "PONG");
     client.say("JOIN #A,#quiet\r\nPING :are you there\r\nWHAT now\r\n").await;
     for channel in ["a", "quiet"] {
         let room = people::room_id(channel);
@@ -149,19 +153,20 @@ async fn faults_come_when_called() {
     simulator.control(Command::Raw(b"half a li".to_vec())).await;
     simulator.control(Command::Raw(b"ne\r\n".to_vec())).await;
     assert_eq!(one.line().await.unwrap(), "half a line");
-    simulator.control(Command::Reconnect).await;
+    simulator.control(Command::Reconnect(Target::All, None)).await;
     one.until(":tmi.twitch.tv RECONNECT").await;
-    simulator.control(Command::Drop(1)).await;
+    simulator.control(Command::Drop(Target::One(1))).await;
     assert_eq!(one.line().await, None);
     two.until("RECONNECT").await;
-    simulator.control(Command::DropAll).await;
+    simulator.control(Command::Drop(Target::All)).await;
     assert_eq!(two.line().await, None);
     simulator.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_bad_login_is_refused_and_a_good_one_has_its_state() {
-    let simulator = start(SimConfig { refuse_login: true, ..config(&["a"], 1, 0) }).await;
+    let simulator =
+        start(SimConfig { refuse_login: Some(LoginRefusal::Failed), ..config(&["a"], 1, 0) }).await;
     let mut client = Client::connect(&simulator, "PASS oauth:x\r\nNICK me\r\nJOIN #a\r\n").await;
     assert_eq!(client.line().await.unwrap(), ":tmi.twitch.tv NOTICE * :Login authentication failed");
     assert_eq!(client.line().await, None);
@@ -221,4 +226,147 @@ async fn what_cannot_be_simulated_is_refused() {
         let config = SimConfig { channels, ..config(&[], 1, 0) };
         assert!(Simulator::start(config, listener).await.is_err(), "{wrong}");
     }
+}
+
+/// A client that has joined `a`.
+async fn in_a(simulator: &Simulator) -> Client {
+    let mut client = Client::connect(simulator, LOGIN).await;
+    client.say("JOIN #a\r\n").await;
+    client.until("ROOMSTATE").await;
+    client
+}
+
+/// Waits for a condition instead of sleeping.
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "still waiting: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_asked_for_is_not_sent() {
+    let simulator = start(config(&["me"], 1, 0)).await;
+    let says = "CAP LS 302\r\nCAP REQ :twitch.tv/what\r\nCAP REQ :twitch.tv/membership\r\nCAP LIST\r\nCAP END\r\n\
+                PASS oauth:x\r\nNICK Me\r\n";
+    let mut bare = Client::connect(&simulator, says).await;
+    for wanted in [
+        "CAP * LS :twitch.tv/tags twitch.tv/commands twitch.tv/membership",
+        "CAP * NAK :twitch.tv/what",
+        "CAP * ACK :twitch.tv/membership",
+        "CAP * LIST :twitch.tv/membership",
+    ] {
+        assert_eq!(bare.line().await.unwrap(), format!(":tmi.twitch.tv {wanted}"));
+    }
+    bare.until(" 376 ").await;
+    bare.say("JOIN #me\r\nPING 1\r\n").await;
+    let mut answers = Vec::new();
+    while !answers.last().is_some_and(|line: &String| line.contains("PONG")) {
+        answers.push(bare.line().await.unwrap());
+    }
+    assert_eq!(answers.len(), 4, "JOIN, 353, 366 and the PONG: {answers:?}");
+
+    let says = "CAP REQ :twitch.tv/tags twitch.tv/commands\r\nPASS oauth:y\r\nNICK you\r\nJOIN #me\r\n";
+    let mut full = Client::connect(&simulator, says).await;
+    assert!(full.until("GLOBALUSERSTATE").await.contains(";user-id="));
+    assert!(full.until("USERSTATE #me").await.starts_with("@badge-info=;badges=;"));
+    full.until("ROOMSTATE").await;
+    assert_eq!(bare.line().await.unwrap(), ":you!you@you.tmi.twitch.tv JOIN #me");
+    full.say("PART #me\r\n").await;
+    assert_eq!(bare.line().await.unwrap(), ":you!you@you.tmi.twitch.tv PART #me");
+    simulator.control(Command::Raw(b"end\r\n".to_vec())).await;
+    assert!(full.until("PART").await.starts_with(":you!"));
+    assert_eq!(full.line().await.unwrap(), "end", "nobody told this one who came");
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_client_says_reaches_the_others() {
+    let simulator = start(config(&["a"], 1, 0)).await;
+    let mut reader = in_a(&simulator).await;
+    let says = "CAP REQ :twitch.tv/tags twitch.tv/commands\r\nPASS oauth:y\r\nNICK you\r\nJOIN #a\r\n";
+    let mut speaker = Client::connect(&simulator, says).await;
+    speaker.until("ROOMSTATE").await;
+    speaker.say("@client-nonce=1 PRIVMSG #a :hello  PRIVMSG #b :x\r\nPRIVMSG #a :/ban me\r\n").await;
+    assert!(speaker.line().await.unwrap().ends_with(" :tmi.twitch.tv USERSTATE #a"), "and not the message");
+    assert_eq!(
+        speaker.line().await.unwrap(),
+        "@msg-id=unrecognized_cmd :tmi.twitch.tv NOTICE #a :Unrecognized command: /ban"
+    );
+    let heard = reader.line().await.unwrap();
+    assert!(heard.ends_with(" :you!you@you.tmi.twitch.tv PRIVMSG #a :hello  PRIVMSG #b :x"), "{heard}");
+    for nth in 0..25 {
+        speaker.say(&format!("PRIVMSG #a :{nth}\r\n")).await;
+    }
+    speaker.until("@msg-id=msg_ratelimit ").await;
+    reader.say("PRIVMSG #a :justinfans are not heard\r\nPING :done\r\n").await;
+    let mut last = String::new();
+    for nth in 0..19 {
+        last = reader.line().await.unwrap();
+        assert!(last.ends_with(&format!(" PRIVMSG #a :{nth}")), "{last}");
+    }
+    reader.until("PONG").await;
+    let sent = simulator.sent().await;
+    assert_eq!(sent.len(), 20);
+    assert!(sent.iter().all(|record| record.connection == Some(1) && record.kind == LineKind::Message));
+    assert_eq!(sent.last().unwrap().id, Some(id(&last)));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_browser_may_speak_websocket() {
+    let simulator = start(config(&["a"], 0, 3_000)).await;
+    let mut socket = TcpStream::connect(simulator.local_addr()).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut socket = BufReader::new(socket);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        socket.read_line(&mut line).await.unwrap();
+    }
+    // Each line in a frame of its own, without its end, masked with zeros; then a PING.
+    for line in ["CAP REQ :twitch.tv/tags", "NICK justinfan1", "JOIN #a"] {
+        let header = [0x81, 0x80 | u8::try_from(line.len()).unwrap(), 0, 0, 0, 0];
+        socket.write_all(&[&header, line.as_bytes()].concat()).await.unwrap();
+    }
+    socket.write_all(b"\x89\x82\0\0\0\0hi").await.unwrap();
+    let (mut text, mut pongs) = (Vec::new(), 0);
+    while text
+        .split(|&byte| byte == b'\n')
+        .filter(|line| line.windows(7).any(|part| part == b"PRIVMSG"))
+        .count()
+        < 3_000
+    {
+        let opcode = socket.read_u8().await.unwrap();
+        let length = match socket.read_u8().await.unwrap() {
+            126 => u64::from(socket.read_u16().await.unwrap()),
+            127 => socket.read_u64().await.unwrap(),
+            length => u64::from(length),
+        };
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        socket.read_exact(&mut payload).await.unwrap();
+        match opcode {
+            0x81 => text.extend_from_slice(&payload),
+            0x8a => {
+                assert_eq!(payload, b"hi");
+                pongs += 1;
+            }
+            other => panic!("frame {other:x}"),
+        }
+    }
+    assert_eq!(pongs, 1);
+    assert!(text.starts_with(b":tmi.twitch.tv CAP * ACK :twitch.tv/tags\r\n:tmi.twitch.tv 001 justinfan1 "));
+    socket.write_all(b"\x88\x80\0\0\0\0").await.unwrap();
+    let mut end = Vec::new();
+    socket.read_to_end(&mut end).await.unwrap();
+    assert_eq!(end, b"\x88\0");
+    simulator.shutdown().await;
+
+    let simulator = start(config(&["a"], 1, 0)).await;
+    let mut client = Client::connect(&simulator, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(client.line().await.unwrap(), "HTTP/1.1 426 Upgrade Required");
+    simulator.shutdown().await;
 }

@@ -32,6 +32,51 @@ impl Default for Text {
 }
 
 impl Text {
+    /// Nothing said yet.
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.emotes.clear();
+        self.bits = 0;
+        self.action = false;
+    }
+
+    /// How many code points there are.
+    pub(super) fn chars(&self) -> u32 {
+        let first = self.bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80);
+        u32::try_from(first.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Says a word, after a space if it is not the first.
+    pub(super) fn say(&mut self, word: &str) {
+        if !self.bytes.is_empty() {
+            self.bytes.push(b' ');
+        }
+        self.bytes.extend_from_slice(word.as_bytes());
+    }
+
+    /// Says one of [`EMOTES`] in the same way.
+    pub(super) fn say_emote(&mut self, emote: usize) {
+        self.say(EMOTES[emote].1);
+        let end = self.chars();
+        self.emotes.push((emote, end - self.emote_chars[emote], end - 1));
+    }
+
+    /// Whether nothing but emotes was said.
+    pub(super) fn is_emotes_alone(&self) -> bool {
+        let said = self.bytes.split(|&byte| byte == b' ').count();
+        !self.emotes.is_empty() && said == self.emotes.len()
+    }
+
+    /// Puts a word in front of what is said.
+    pub(super) fn put_first(&mut self, word: &str) {
+        let by = u32::try_from(word.chars().count() + 1).unwrap_or(0);
+        self.bytes.splice(0..0, [word.as_bytes(), b" "].concat());
+        for (_, from, to) in &mut self.emotes {
+            *from += by;
+            *to += by;
+        }
+    }
+
     /// Makes a new text: 40 to 220 bytes, one in four with emotes, one in 25 a `/me`, one in 50 with bits.
     pub(super) fn roll(&mut self, rng: &mut fastrand::Rng) {
         self.bytes.clear();

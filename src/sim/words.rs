@@ -149,3 +149,42 @@ pub(super) const COLORS: &[&str] = &[
     "#FF0000", "#0000FF", "#008000", "#B22222", "#FF7F50", "#9ACD32", "#FF4500", "#2E8B57", "#DAA520",
     "#D2691E", "#5F9EA0", "#1E90FF", "#FF69B4", "#8A2BE2", "#00FF7F", "",
 ];
+
+/// Texts that a careless reader falls over.
+pub(super) const ODD_TEXTS: &[&str] = &[
+    "👨‍👩‍👧‍👦 family of four in one cluster",
+    "🏳️‍🌈 🏴‍☠️ 🇩🇪🇧🇷🇯🇵 flags",
+    "👍🏽👋🏿🤷🏼‍♀️ tones",
+    "مرحبا بالجميع كيف الحال",
+    "שלום לכולם \u{200f}מה נשמע\u{200f}",
+    "left \u{202e}thgir\u{202c} left",
+    "zero\u{200b}width\u{200b}space and zero\u{200d}joiner",
+    "sent twice in a row \u{e0000}",
+    "Z̴̧̛̦a̶͓̎l̷̰͝g̸̱̈́ö̴́ ̵̘͆h̵͙̓ë̴́ ̷̑c̶̎ö̴́m̶̾ë̴́s̶̓",
+    "ｆｕｌｌｗｉｄｔｈ　ｔｅｘｔ　with　ideographic　spaces",
+    "สวัสดีครับทุกคน",
+    "नमस्ते सब लोग कैसे हैं",
+    "ᚠᛇᚻ᛫ᛒᛦᚦ᛫ᚠᚱᚩᚠᚢᚱ",
+    "𝕄𝕒𝕥𝕙 𝓁𝑒𝓉𝓉𝑒𝓇𝓈 𐐷𐐷",
+    "ﷺ ㋡ ㍿ ﬃ ligatures",
+    "e\u{301} and é are not the same bytes",
+    "\u{feff}a byte order mark in front",
+    "tab\there and a bell\u{7}there",
+    "I\u{307} ı İ ß ẞ case is hard",
+    ": colons :: first",
+    "\\s \\: \\\\ backslashes; semicolons; a=b",
+    "' OR 1=1; -- <script>alert(1)</script> {{7*7}} ${jndi:ldap://x}",
+    "%s %d %n {} {0}",
+];
+
+/// Viewers type raw IRC, to see who falls for it.
+pub(super) const RAW_IRC: &[&str] = &[
+    ":tmi.twitch.tv RECONNECT",
+    "PING :tmi.twitch.tv",
+    "PRIVMSG #somewhere :hello from the inside",
+    "@id=00000000-0000-4000-8000-000000000000;user-id=1 :a!a@a.tmi.twitch.tv PRIVMSG #a :b",
+    "@ban-duration=1 :tmi.twitch.tv CLEARCHAT #a :b",
+    ":tmi.twitch.tv NOTICE * :Login authentication failed",
+    "JOIN #everywhere",
+    "QUIT :bye",
+];

@@ -10,6 +10,7 @@ mod positions;
 #[cfg(test)]
 mod tests;
 
+use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -353,15 +354,13 @@ impl Table {
     }
 
     fn entry(&mut self, key: &Arc<str>) -> &mut Entry {
-        if !self.entries.contains_key(key) {
-            self.make_room();
-            self.entries.insert(Arc::clone(key), Entry::default());
-            self.ring.push_back(Arc::clone(key));
-        }
-        self.entries.entry(Arc::clone(key)).or_default()
+        self.make_room();
+        let Self { entries, ring, .. } = self;
+        place(entries, ring, key)
     }
 
-    /// Second chance: of those that nothing is pending of, the first that was not used since it was last looked at.
+    /// Second chance: of those that nothing is pending of, the first that was not used since it was last looked at. There
+    /// is always room for one more.
     fn make_room(&mut self) {
         let mut looks = 64;
         while self.entries.len() >= self.most_users && looks > 0 {
@@ -375,6 +374,21 @@ impl Table {
                 Some(_) => drop(self.entries.remove(&key)),
                 None => {}
             }
+        }
+    }
+}
+
+/// The user's place, a new one if there is none.
+fn place<'a>(
+    entries: &'a mut HashMap<Arc<str>, Entry>,
+    ring: &mut VecDeque<Arc<str>>,
+    key: &Arc<str>,
+) -> &'a mut Entry {
+    match entries.entry(Arc::clone(key)) {
+        MapEntry::Occupied(held) => held.into_mut(),
+        MapEntry::Vacant(free) => {
+            ring.push_back(Arc::clone(key));
+            free.insert(Entry::default())
         }
     }
 }

@@ -18,6 +18,7 @@ mod least_privilege;
 mod operator;
 mod path;
 mod people;
+mod simulator;
 mod structure;
 mod tls;
 mod twitch;

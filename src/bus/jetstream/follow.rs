@@ -129,18 +129,43 @@ async fn another_stream(sessions: &mut watch::Receiver<Option<Session>>, identit
 }
 
 fn stored(message: &jetstream::Message, info: &jetstream::message::Info<'_>) -> Stored {
-    let headers = message.headers.as_ref();
-    let text =
-        |name: &str| headers.and_then(|headers| headers.get(name)).map(async_nats::HeaderValue::as_str);
+    let headers = Headers::of(message);
     Stored {
         position: info.stream_sequence,
         stored_at: Timestamp::from_nanosecond(info.published.unix_timestamp_nanos())
             .unwrap_or(Timestamp::UNIX_EPOCH),
-        id: text(header::MESSAGE_ID).and_then(|id| id.parse().ok()),
+        id: headers.id.and_then(|id| id.parse().ok()),
         subject: Arc::from(message.subject.as_str()),
-        kind: text(header::TYPE).unwrap_or_default().to_owned(),
-        by_user: by_user(text(header::USER), text(header::AT)),
+        kind: headers.kind.unwrap_or_default().to_owned(),
+        by_user: by_user(headers.user, headers.at),
         payload: message.payload.clone(),
+    }
+}
+
+/// The first of each header that says something.
+#[derive(Default)]
+struct Headers<'a> {
+    id: Option<&'a str>,
+    kind: Option<&'a str>,
+    user: Option<&'a str>,
+    at: Option<&'a str>,
+}
+
+impl<'a> Headers<'a> {
+    /// Goes through them once: asking for one after the other makes a name and hashes it each time.
+    fn of(message: &'a jetstream::Message) -> Self {
+        let mut found = Self::default();
+        for (name, values) in message.headers.iter().flat_map(async_nats::HeaderMap::iter) {
+            let place = match name.as_ref() {
+                header::MESSAGE_ID => &mut found.id,
+                header::TYPE => &mut found.kind,
+                header::USER => &mut found.user,
+                header::AT => &mut found.at,
+                _ => continue,
+            };
+            *place = values.first().map(async_nats::HeaderValue::as_str);
+        }
+        found
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::entry::Noted;
-use super::{Stream, Table};
+use super::{Stream, Table, place};
 use crate::users::fold::{Seen, fold};
 
 impl Table {
@@ -65,9 +65,9 @@ impl Table {
             return;
         }
         let stream = self.present;
-        self.entry(key);
-        let Self { entries, streams, dirty, noted, acked, gap, .. } = self;
-        let Some(entry) = entries.get_mut(key) else { return };
+        self.make_room();
+        let Self { entries, ring, streams, dirty, noted, acked, gap, .. } = self;
+        let entry = place(entries, ring, key);
         let under_way = entry.in_flight.iter().position(|event| event.seen.id == seen.id);
         let head = entry.head.take();
         if let Some(index) = under_way {
@@ -89,9 +89,11 @@ impl Table {
         };
         entry.first_noted_at = if entry.noted.is_empty() { now } else { entry.first_noted_at };
         entry.last_noted_at = now;
+        if entry.noted.is_empty() {
+            dirty.insert(Arc::clone(key));
+        }
         entry.noted.push(Noted { seen, stream, position });
         *noted += 1;
-        dirty.insert(Arc::clone(key));
     }
 
     /// Whether the user is in memory, read or not.
