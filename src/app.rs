@@ -7,21 +7,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
 use crate::bus::jetstream::JetStreamBus;
-use crate::bus::{Bus, BusConfig, BusPart, BusState, Driver};
+use crate::bus::{Bus, BusConfig, BusPart, BusState, Driver, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{self, Enrich, Intake, PipelineMetrics, Publish, open_door};
-use crate::source::twitch::{Normalizer, ReplayDoor, Twitch, TwitchMetrics, TwitchStatus};
+use crate::retry::Backoff;
+use crate::source::twitch::{
+    BackfillUrl, Normalizer, ReplayDoor, SetupError, Surroundings, Twitch, TwitchMetrics, TwitchStatus,
+};
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::store::measured::{Store, StoreMetrics};
@@ -59,6 +63,9 @@ pub enum AppError {
     /// The bus is there, but not as it must be.
     #[error("{0}")]
     BusUnfit(String),
+    /// The Twitch source.
+    #[error(transparent)]
+    Source(#[from] SetupError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -89,6 +96,7 @@ impl AppError {
             Self::DataDir(_)
             | Self::BusUnfit(_)
             | Self::CountingUnfit(_)
+            | Self::Source(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
             Self::Store(error) => matches!(error, EmbeddedStoreError::NewerFormat { .. }),
@@ -226,7 +234,10 @@ impl App {
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
         let source = if path.twitch.enabled {
-            Some(twitch(path, normalizer(Origin::Twitch), Arc::clone(&status), clock.clone())?)
+            let folder = data_dir.path().to_owned();
+            let (status, metrics, clock) = (Arc::clone(&status), Arc::clone(&twitch_metrics), clock.clone());
+            let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
+            Some(Twitch::new(path.twitch.clone(), around)?)
         } else {
             tracing::warn!(
                 "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
@@ -255,7 +266,9 @@ impl App {
         }
         match source {
             Some(source) => {
-                tasks.spawn("twitch", when_caught_up(users.clone(), source, intake, stop.subscribe()));
+                let last_stored = |started| last_stored_before(bus, started);
+                let source = |stop| source.run(intake, last_stored, stop);
+                tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
             }
             None => drop(intake),
         }
@@ -307,10 +320,9 @@ impl App {
 }
 
 /// Opens the source when what the stream holds is noted, so that nobody is met who is about to be known better.
-async fn when_caught_up(
+async fn when_caught_up<F: Future<Output = ()>>(
     users: Option<Users>,
-    source: Twitch,
-    intake: Intake,
+    source: impl FnOnce(watch::Receiver<bool>) -> F,
     mut stop: watch::Receiver<bool>,
 ) {
     if let Some(users) = users {
@@ -319,7 +331,31 @@ async fn when_caught_up(
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }
-    source.run(intake, stop).await;
+    source(stop).await;
+}
+
+/// When the stream's last message was stored; `None` if all of it is from after `started`. Asked as often as it takes:
+/// a bus that was away may have taken in something of ours before it answers.
+async fn last_stored_before(bus: Arc<dyn Bus>, started: Timestamp) -> Option<Timestamp> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), BUS_PATIENCE);
+    let stored_at = async |start| {
+        let batch = bus.follow(start, Wanted::Headers).await.ok()?.next().await?.ok()?;
+        Some(batch.messages.first().map(|stored| stored.stored_at))
+    };
+    loop {
+        let ask = async {
+            let last = stored_at(Start::Last).await?;
+            let is_past = match last {
+                Some(last) if last >= started => stored_at(Start::Position(0)).await? < Some(started),
+                _ => true,
+            };
+            Some(last.filter(|_| is_past))
+        };
+        if let Ok(Some(last)) = timeout(BUS_PATIENCE, ask).await {
+            return last;
+        }
+        sleep(backoff.next_wait()).await;
+    }
 }
 
 /// The parts that the probes show.
@@ -366,16 +402,10 @@ async fn serve_http(listener: TcpListener, shown: Shown, closing: watch::Receive
     }
 }
 
-/// The Twitch source, not yet running.
-fn twitch(
-    path: &PathConfig,
-    normalizer: Normalizer,
-    status: Arc<TwitchStatus>,
-    clock: Clock,
-) -> Result<Twitch, TlsError> {
-    let tls =
-        if path.twitch.address.tls { Some(tls::client_config(path.tls.ca_file.as_deref())?) } else { None };
-    Ok(Twitch::new(path.twitch.clone(), tls, normalizer, status, clock))
+/// TLS for what the source dials, if it dials anything with it.
+fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    let is_needed = path.twitch.address.tls || path.twitch.backfill.as_ref().is_some_and(BackfillUrl::is_tls);
+    is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 
 /// With what is always there: the process and the build.
