@@ -65,8 +65,9 @@ async fn killed_and_restarted_with_its_data_it_loses_and_doubles_nothing() {
     case.ground.nats.kill();
     let broken = Instant::now();
     case.ground.simulator.has_sent(2_000).await;
+    let mended = Instant::now();
     case.ground.nats.restart().await;
-    case.assert_bus_named(broken, Instant::now()).await;
+    case.assert_bus_named(broken, mended).await;
     case.ground.simulator.has_finished(4_000).await;
     assert_all(&case.close(Account::new()).await, 4_000);
 }
@@ -92,8 +93,9 @@ async fn destroyed(is_restarted: bool) {
         case.ground.nats.kill();
         let (at, broken) = (now_ms(), Instant::now());
         case.ground.simulator.has_sent(1_500).await;
+        let mended = Instant::now();
         case.ground.nats.restart_empty().await;
-        case.assert_bus_named(broken, Instant::now()).await;
+        case.assert_bus_named(broken, mended).await;
         at
     } else {
         case.ground.nats.jetstream().await.delete_stream("INLET").await.unwrap();
@@ -259,8 +261,9 @@ async fn away_for_longer_than_there_is_room_it_refuses_and_counts() {
     );
     let (now, _) = case.inlet.memory_kib();
     assert!(now < 128 * 1024, "{now} KiB: nothing grows");
+    let mended = Instant::now();
     case.ground.nats.restart().await;
-    case.assert_bus_named(broken, Instant::now()).await;
+    case.assert_bus_named(broken, mended).await;
     case.ground.simulator.has_finished(12_000).await;
     let summary = case.close(Account::new()).await;
     let (stream, refused) = (summary["inStream"].as_u64().unwrap(), summary["refused"].as_u64().unwrap());

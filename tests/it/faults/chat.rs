@@ -40,8 +40,8 @@ async fn a_cut_connection_is_made_again_and_named_meanwhile() {
     let broken = Instant::now();
     proxy.set(Mode::Cut);
     eventually("it is named", || async { watch.has_named("twitch", broken).then_some(()) }).await;
-    proxy.set(Mode::Pass);
     let mended = Instant::now();
+    proxy.set(Mode::Pass);
     let attempt =
         within(Duration::from_mins(1), "it connects", || async { proxy.first_connection_after(mended) })
             .await;

@@ -60,8 +60,8 @@ async fn cut_off_it_is_named_events_flow_and_are_counted_afterwards() {
     eventually("the store is named", || async { watch.has_named("store", broken).then_some(()) }).await;
     case.ground.simulator.has_sent(case.ground.simulator.sent().len() + 300).await;
     assert!(case.inlet.metrics().await.get("inlet_enriched_events_total{matched=\"false\"}") > 0);
-    case.proxy.set(Mode::Pass);
     let mended = Instant::now();
+    case.proxy.set(Mode::Pass);
     let attempt = within(Duration::from_mins(1), "it connects again", || async {
         case.proxy.first_connection_after(mended)
     })

@@ -25,7 +25,7 @@ impl Account {
 
     /// Connections to chat ended: what was under way on them is gone.
     pub fn cut(self) -> Self {
-        self.flag("--cut")
+        self.flag("--cut").flag("--gaps")
     }
 
     /// More than one instance wrote.
