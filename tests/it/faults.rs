@@ -55,43 +55,6 @@ async fn nats_paused_loses_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test]
-async fn while_the_bus_is_away_the_door_fills_and_then_refuses_and_counts() {
-    let mut nats = Nats::start().await;
-    let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "1000", "--count", "12000"]).await;
-    let small = [("INTAKE_MAX_EVENTS", "500"), ("INTAKE_WAIT", "200ms"), ("PUBLISH_MAX_IN_FLIGHT", "100")];
-    let inlet = service(&simulator, &nats, &small).await;
-    simulator.has_sent(1_000).await;
-    nats.kill();
-    eventually("refusals", || async {
-        (inlet.metrics().await.sum("inlet_events_refused_total") > 500).then_some(())
-    })
-    .await;
-    assert_eq!(inlet.waiting_for().await, ["bus"]);
-    let (status, health) = inlet.json("/healthz").await;
-    assert_eq!(
-        (status, health["status"].as_str(), health["parts"]["bus"]["state"].as_str()),
-        (200, Some("degraded"), Some("away"))
-    );
-    let pending = inlet.metrics().await.sum("inlet_events_pending");
-    assert!(pending <= 500 + 100 + 256, "{pending} pending: nothing grows");
-    nats.restart().await;
-    inlet.ready().await;
-    let sent = simulator.has_finished(12_000).await;
-    let metrics = inlet.settled(sent.len() as u64).await;
-    metrics.assert_account_closes();
-    let found = read(&nats.url(), "INLET").await;
-    let refused = metrics.sum("inlet_events_refused_total");
-    assert_eq!(found.len() as u64 + refused, sent.len() as u64, "in the stream or refused and counted");
-    // What is there is there once and in the order it was sent.
-    let kept: std::collections::HashSet<_> = found
-        .iter()
-        .map(|message| message.body["payload"]["messageId"].as_str().unwrap().to_owned())
-        .collect();
-    let kept_of_sent: Vec<_> = sent.into_iter().filter(|(_, id)| kept.contains(id)).collect();
-    assert_holds_exactly(&found, &kept_of_sent);
-}
-
-#[tokio::test]
 async fn a_start_without_nats_succeeds_and_finds_it_later() {
     let mut nats = Nats::start().await;
     nats.kill();

@@ -16,6 +16,7 @@ mod forms;
 mod harness;
 mod least_privilege;
 mod operator;
+mod outbox;
 mod path;
 mod people;
 mod simulator;
