@@ -5,22 +5,28 @@ mod config;
 mod path;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::bus::embedded::EmbeddedError;
+use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
-use crate::pipeline::{Intake, OutboxError, OutboxMetrics, PipelineMetrics};
-use crate::source::twitch::{Normalizer, ReplayDoor, Twitch, TwitchMetrics, TwitchStatus};
+use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
+use crate::retry::Backoff;
+use crate::source::twitch::{
+    BackfillUrl, Normalizer, ReplayDoor, SetupError, Surroundings, Twitch, TwitchMetrics, TwitchStatus,
+};
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
@@ -61,6 +67,9 @@ pub enum AppError {
     /// The bus is there, but not as it must be.
     #[error("{0}")]
     BusUnfit(String),
+    /// The Twitch source.
+    #[error(transparent)]
+    Source(#[from] SetupError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -91,6 +100,7 @@ impl AppError {
             Self::DataDir(_)
             | Self::BusUnfit(_)
             | Self::CountingUnfit(_)
+            | Self::Source(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
             Self::Outbox(OutboxError::File(error))
@@ -145,7 +155,8 @@ impl App {
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let source = twitch(path, normalizer(Origin::Twitch), Arc::clone(&status), clock.clone())?;
+        let folder = data_dir.path().to_owned();
+        let source = twitch(path, (&status, &twitch_metrics), clock, folder)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
@@ -163,12 +174,12 @@ impl App {
         };
         tasks.spawn("http", serve_http(listener, shown, close_http.subscribe()));
         hear_of(&*bus).await?;
-        if let Some(users) = &users {
-            hear_of_counting(users).await?;
-        }
+        hear_of_counting(users.as_ref()).await?;
         match source {
             Some(source) => {
-                tasks.spawn("twitch", when_caught_up(users.clone(), source, intake, stop.subscribe()));
+                let last_stored = |started| last_stored_before(bus, started);
+                let source = |stop| source.run(intake, last_stored, stop);
+                tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
             }
             None => drop(intake),
         }
@@ -236,10 +247,9 @@ impl App {
 }
 
 /// Opens the source when what the stream holds is noted, so that nobody is met who is about to be known better.
-async fn when_caught_up(
+async fn when_caught_up<F: Future<Output = ()>>(
     users: Option<Users>,
-    source: Twitch,
-    intake: Intake,
+    source: impl FnOnce(watch::Receiver<bool>) -> F,
     mut stop: watch::Receiver<bool>,
 ) {
     if let Some(users) = users {
@@ -248,7 +258,31 @@ async fn when_caught_up(
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }
-    source.run(intake, stop).await;
+    source(stop).await;
+}
+
+/// When the stream's last message was stored; `None` if all of it is from after `started`. Asked as often as it takes:
+/// a bus that was away may have taken in something of ours before it answers.
+async fn last_stored_before(bus: Arc<dyn Bus>, started: Timestamp) -> Option<Timestamp> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), BUS_PATIENCE);
+    let stored_at = async |start| {
+        let batch = bus.follow(start, Wanted::Headers).await.ok()?.next().await?.ok()?;
+        Some(batch.messages.first().map(|stored| stored.stored_at))
+    };
+    loop {
+        let ask = async {
+            let last = stored_at(Start::Last).await?;
+            let is_past = match last {
+                Some(last) if last >= started => stored_at(Start::Position(0)).await? < Some(started),
+                _ => true,
+            };
+            Some(last.filter(|_| is_past))
+        };
+        if let Ok(Some(last)) = timeout(BUS_PATIENCE, ask).await {
+            return last;
+        }
+        sleep(backoff.next_wait()).await;
+    }
 }
 
 /// The parts that the probes show, in the order of the path.
@@ -264,7 +298,8 @@ fn parts(
 }
 
 /// Waits a moment to hear whether the stream may be counted.
-async fn hear_of_counting(users: &Users) -> Result<(), AppError> {
+async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
+    let Some(users) = users else { return Ok(()) };
     let mut following = users.following();
     let begun = async {
         tokio::select! {
@@ -303,19 +338,25 @@ async fn serve_http(listener: TcpListener, shown: Shown, closing: watch::Receive
 /// The Twitch source, not yet running; `None` without channels.
 fn twitch(
     path: &PathConfig,
-    normalizer: Normalizer,
-    status: Arc<TwitchStatus>,
+    (status, metrics): (&Arc<TwitchStatus>, &Arc<TwitchMetrics>),
     clock: Clock,
-) -> Result<Option<Twitch>, TlsError> {
-    let config = &path.twitch;
-    if !config.enabled {
+    folder: PathBuf,
+) -> Result<Option<Twitch>, AppError> {
+    if !path.twitch.enabled {
         tracing::warn!(
             "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
         );
         return Ok(None);
     }
-    let tls = if config.address.tls { Some(tls::client_config(path.tls.ca_file.as_deref())?) } else { None };
-    Ok(Some(Twitch::new(config.clone(), tls, normalizer, status, clock)))
+    let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
+    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
+    Ok(Some(Twitch::new(path.twitch.clone(), around)?))
+}
+
+/// TLS for what the source dials, if it dials anything with it.
+fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    let is_needed = path.twitch.address.tls || path.twitch.backfill.as_ref().is_some_and(BackfillUrl::is_tls);
+    is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 
 /// With what is always there: the process and the build.

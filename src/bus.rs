@@ -244,6 +244,8 @@ pub enum Start {
     Position(u64),
     /// At the first message stored at or after this time.
     Time(Timestamp),
+    /// At the last event that there is now.
+    Last,
     /// At the next message to come.
     End,
 }

@@ -64,7 +64,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "TLS")]
 pub struct TlsArgs {
-    /// PEM file of the certificates to trust, for IRC and NATS; left out: the system's roots
+    /// PEM file of the certificates to trust, for IRC, NATS and the history service; left out: the system's roots
     #[arg(long, env)]
     tls_ca_file: Option<String>,
 }

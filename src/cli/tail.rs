@@ -169,6 +169,9 @@ struct SeenPayload {
     action: Option<String>,
     target_login: Option<String>,
     is_action: bool,
+    /// Of a gap.
+    from: Option<String>,
+    cause: Option<String>,
 }
 
 impl Printer {
@@ -225,6 +228,11 @@ impl Printer {
                 for_terminal(payload.action.as_deref().unwrap_or_default()),
                 for_terminal(payload.target_login.as_deref().unwrap_or_default())
             ),
+            "internal.source.gap.v1" => format!(
+                "* not heard since {} ({})",
+                for_terminal(payload.from.as_deref().unwrap_or_default()),
+                for_terminal(payload.cause.as_deref().unwrap_or_default())
+            ),
             _ => format!("* {} {text}", for_terminal(payload.system_text.as_deref().unwrap_or_default())),
         };
         let tags: Vec<_> = seen
@@ -263,6 +271,9 @@ mod tests {
         let ban = br#"{"type":"external.chat.moderation.v1","occurredAt":"2026-11-20T05:51:20.612Z",
             "source":{"channel":"c"},"payload":{"action":"ban","targetLogin":"x"}}"#;
         assert_eq!(printer.readable(ban), "05:51:20 #c * ban x");
+        let gap = br#"{"type":"internal.source.gap.v1","occurredAt":"2026-11-20T05:51:20.612Z",
+            "source":{"channel":"c"},"payload":{"from":"2026-11-20T05:51:18.001Z","cause":"silence"}}"#;
+        assert_eq!(printer.readable(gap), "05:51:20 #c * not heard since 2026-11-20T05:51:18.001Z (silence)");
         assert_eq!(
             printer.readable(b"{\"type\":\"internal.deadletter.v1\",\"reason\":\"too_large\"}"),
             "--:--:-- dead letter: too_large"

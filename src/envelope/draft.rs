@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use super::deadletter::DeadLetterReason;
+use super::milliseconds;
 use super::receipt::Slip;
 use crate::label;
 
@@ -20,6 +21,10 @@ label! {
         Twitch => "twitch",
         /// Captured lines fed in by hand.
         Replay => "replay",
+        /// What a history service knew of a time that was missed.
+        Backfill => "backfill",
+        /// The source's own word on what it missed.
+        Gap => "gap",
     }
 }
 
@@ -35,6 +40,9 @@ pub enum EventType {
     /// A moderator acted.
     #[serde(rename = "external.chat.moderation.v1")]
     ChatModeration,
+    /// A source was interrupted.
+    #[serde(rename = "internal.source.gap.v1")]
+    SourceGap,
 }
 
 impl EventType {
@@ -44,6 +52,7 @@ impl EventType {
             Self::ChatMessage => "external.chat.message.v1",
             Self::ChatNotice => "external.chat.notice.v1",
             Self::ChatModeration => "external.chat.moderation.v1",
+            Self::SourceGap => "internal.source.gap.v1",
         }
     }
 }
@@ -268,6 +277,63 @@ pub enum ModerationAction {
     Clear,
     /// Deleted one message.
     Delete,
+}
+
+/// Payload of `internal.source.gap.v1`: what was said there and then may be missing.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GapPayload<'a> {
+    /// The channel's login.
+    pub channel: &'a str,
+    /// When the last line was read.
+    #[serde(serialize_with = "milliseconds")]
+    pub from: Timestamp,
+    /// When the channel was joined again.
+    #[serde(serialize_with = "milliseconds")]
+    pub to: Timestamp,
+    /// Why.
+    pub cause: GapCause,
+    /// What a history service gave back of it; left out where none is asked, or none answered for the whole of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healed: Option<Healed>,
+}
+
+/// Why a source was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapCause {
+    /// The service was not running.
+    Restart,
+    /// The connection was closed or failed.
+    ConnectionLost,
+    /// The connection stood, and nothing came any more.
+    Silence,
+    /// The platform closed the connection, as it had announced, before the channel was joined on the next one.
+    ReconnectTooLate,
+    /// The platform put us out of the channel.
+    Removed,
+}
+
+/// What a history service gave back of a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Healed {
+    /// Events that are in the stream because of it; what was known already is not counted.
+    pub messages: u64,
+    /// The oldest line it gave: one from before the gap says that its memory reaches back far enough.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_milliseconds")]
+    pub from: Option<Timestamp>,
+    /// The newest line it gave.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_milliseconds")]
+    pub to: Option<Timestamp>,
+}
+
+#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
+fn maybe_milliseconds<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => milliseconds(time, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// An emote at its place in the text.

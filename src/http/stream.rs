@@ -115,7 +115,7 @@ pub(super) async fn stream(
     let cut = Arc::new(OnceLock::new());
     let next = match start {
         Start::Position(position) => Some(position),
-        Start::Time(_) | Start::End => None,
+        Start::Time(_) | Start::Last | Start::End => None,
     };
     let pump = Pump {
         bus: Arc::clone(&server.shown.bus),

@@ -2,23 +2,37 @@
 //!
 //! ```text
 //! connection ──bytes──▶ lines ──▶ wire (grammar) ──▶ normalize ──drafts──▶ the door
-//!     └─ joins: which channel to ask for next          └─ text: emotes, badges, roles
+//!     │ ▲ one task each                                └─ text: emotes, badges, roles
+//!     ▼ │
+//!   fleet ── plan: which channel is where, which to ask for next ── pacer
+//!     │
+//!   ledger ── since when each channel is heard, what was missed ── note, in `DATA_DIR`
+//!     ▼
+//!    heal ──what a history service knows (backfill), gap events──▶ the door
 //! ```
 //! [`replay`] feeds captured lines through the same path.
 
+mod backfill;
 mod connection;
 mod dial;
-mod joins;
+mod fleet;
+mod gap;
+mod heal;
+mod ledger;
 pub mod lines;
 pub mod metrics;
 pub mod normalize;
+mod note;
+mod pacer;
+mod plan;
 pub mod replay;
 pub mod settings;
 pub mod status;
 mod text;
 mod wire;
 
-pub use connection::Twitch;
+pub use backfill::BackfillUrl;
+pub use fleet::{SetupError, Surroundings, Twitch};
 pub use metrics::TwitchMetrics;
 pub use normalize::{Normalizer, Reading, SharedChatMode};
 pub use replay::ReplayDoor;

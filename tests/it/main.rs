@@ -22,3 +22,4 @@ mod people;
 mod simulator;
 mod structure;
 mod tls;
+mod twitch;

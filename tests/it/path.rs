@@ -169,7 +169,8 @@ async fn two_services_on_the_same_channels_publish_each_message_once() {
     let sent = simulator.has_finished(5_000).await;
     let (a, b) = crate::harness::eventually("both took in all that was sent to them", || async {
         let (a, b) = (first.metrics().await, second.metrics().await);
-        let received = a.sum("inlet_events_received_total") + b.sum("inlet_events_received_total");
+        let chat = "inlet_events_received_total{source=\"twitch\"}";
+        let received = a.get(chat) + b.get(chat);
         let pending = a.sum("inlet_events_pending") + b.sum("inlet_events_pending");
         (received == sent.len() as u64 && pending == 0).then_some((a, b))
     })

@@ -106,6 +106,7 @@ impl StreamFile {
     pub(super) fn position_of(&self, start: Start) -> Result<u64, EmbeddedError> {
         match start {
             Start::Position(position) => Ok(position),
+            Start::Last => Ok(*self.head.borrow()),
             Start::End => Ok(*self.head.borrow() + 1),
             Start::Time(time) => self.file.with(|database| position_at(database, time)),
         }

@@ -47,10 +47,17 @@ pub(super) async fn follow(
             Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
             Err(_) => DeliverPolicy::All,
         },
+        Start::Last => DeliverPolicy::Last,
         Start::End => DeliverPolicy::New,
+    };
+    // Others may have a subject in the stream; the last message must be one of ours.
+    let filter_subject = match start {
+        Start::Last => subjects.patterns()[0].clone(),
+        Start::Position(_) | Start::Time(_) | Start::End => String::new(),
     };
     let config = pull::OrderedConfig {
         deliver_policy,
+        filter_subject,
         headers_only: content == Wanted::Headers,
         max_batch: i64::try_from(MOST_AT_ONCE).unwrap_or(i64::MAX),
         ..pull::OrderedConfig::default()

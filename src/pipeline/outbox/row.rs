@@ -203,10 +203,10 @@ fn event(rest: &mut Bytes, last_subject: &mut Arc<str>, (row, moment): (u64, Mom
 
 /// Types are a few, known ones; another is one of a later version.
 fn kind(text: &[u8]) -> Option<Cow<'static, str>> {
-    let known =
-        [EventType::ChatMessage, EventType::ChatNotice, EventType::ChatModeration].map(EventType::as_str);
-    let known = known.into_iter().chain([DEAD_LETTER_TYPE]).find(|known| known.as_bytes() == text);
-    match known {
+    let of_events =
+        [EventType::ChatMessage, EventType::ChatNotice, EventType::ChatModeration, EventType::SourceGap];
+    let mut known = of_events.iter().map(|kind| kind.as_str()).chain([DEAD_LETTER_TYPE]);
+    match known.find(|known| known.as_bytes() == text) {
         Some(known) => Some(Cow::Borrowed(known)),
         None => Some(Cow::Owned(std::str::from_utf8(text).ok()?.to_owned())),
     }

@@ -35,11 +35,11 @@ label! {
 
 /// The series.
 pub struct TwitchMetrics {
-    /// 1 while logged in.
+    /// 1 while logged in on any connection.
     pub connected: IntGauge,
     /// Channels by state.
     pub channels: Gauges<ChannelState>,
-    /// Connections that came to stand after the first.
+    /// Connections that came to stand in the place of lost ones.
     pub reconnects: IntCounter,
     /// Lines that were not as they should be.
     pub bad_lines: Counters<BadLine>,
@@ -54,8 +54,10 @@ impl TwitchMetrics {
         Ok(Self {
             connected: register.gauge("twitch_connected", "1 while a connection to Twitch is logged in")?,
             channels: register.gauges("twitch_channels", "Channels by state", "state")?,
-            reconnects: register
-                .counter("twitch_reconnects_total", "Connections that stood again after a loss")?,
+            reconnects: register.counter(
+                "twitch_reconnects_total",
+                "Connections that came to stand in the place of lost ones",
+            )?,
             bad_lines: register.counters(
                 "twitch_bad_lines_total",
                 "Lines that were not as they should be",

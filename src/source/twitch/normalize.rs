@@ -21,7 +21,7 @@ use crate::envelope::draft::{
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
 use crate::telemetry::metrics::Label;
 
-const PLATFORM: &str = "twitch";
+pub(super) const PLATFORM: &str = "twitch";
 
 /// Most bytes of tags that `payload.raw` keeps.
 const MOST_RAW_TAGS: usize = 8 * 1024;
@@ -154,8 +154,8 @@ impl Normalizer {
     /// one may be as old as the stream.
     fn undated(&self, taken_in_at: Timestamp) -> Timestamp {
         match self.origin {
-            Origin::Twitch => taken_in_at,
-            Origin::Replay => Timestamp::UNIX_EPOCH,
+            Origin::Twitch | Origin::Gap => taken_in_at,
+            Origin::Replay | Origin::Backfill => Timestamp::UNIX_EPOCH,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::backfill::BackfillUrl;
 use super::normalize::SharedChatMode;
 use crate::secret::{Secret, without_user_info};
 use crate::settings::{self, Environment, Problems};
@@ -31,6 +32,10 @@ pub struct TwitchArgs {
     /// `source-only` or `all`: whether the copies of a message in a shared chat are one event
     #[arg(long, env, default_value = "source-only")]
     twitch_shared_chat: String,
+    /// Base address of a service that speaks the recent-messages API, asked for what was missed in a gap; left out:
+    /// nobody is asked
+    #[arg(long, env)]
+    twitch_backfill_url: Option<String>,
     /// First wait before connecting again, in ms
     #[arg(long, env, default_value = "1000")]
     irc_reconnect_initial_ms: String,
@@ -87,6 +92,9 @@ pub struct TwitchConfig {
     /// Which copies are events.
     #[serde(rename = "TWITCH_SHARED_CHAT")]
     pub shared_chat: SharedChatMode,
+    /// Who is asked for what was missed.
+    #[serde(rename = "TWITCH_BACKFILL_URL")]
+    pub backfill: Option<BackfillUrl>,
     /// First wait before connecting again.
     #[serde(rename = "IRC_RECONNECT_INITIAL_MS", serialize_with = "milliseconds")]
     pub reconnect_first: Duration,
@@ -132,6 +140,11 @@ impl TwitchArgs {
         let address = problems.parse("TWITCH_IRC_URL", &self.twitch_irc_url, irc_address);
         let join_rate = problems.parse("TWITCH_JOIN_RATE", &self.twitch_join_rate, settings::count(1, 2_000));
         let shared_chat = problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat);
+        let backfill = problems.parse_optional(
+            "TWITCH_BACKFILL_URL",
+            self.twitch_backfill_url.as_ref(),
+            BackfillUrl::parse,
+        );
         let wait = settings::number(1, 3_600_000);
         let first = problems.parse("IRC_RECONNECT_INITIAL_MS", &self.irc_reconnect_initial_ms, &wait);
         let longest = problems.parse("IRC_RECONNECT_MAX_MS", &self.irc_reconnect_max_ms, &wait);
@@ -145,6 +158,7 @@ impl TwitchArgs {
             address: address?,
             join_rate: join_rate?,
             shared_chat: shared_chat?,
+            backfill: backfill?,
             reconnect_first: Duration::from_millis(first?),
             reconnect_longest: Duration::from_millis(longest?),
         })
@@ -285,8 +299,11 @@ mod tests {
             "20.5",
             "--irc-reconnect-initial-ms",
             "99999",
+            "--twitch-backfill-url",
+            "user:hush@host",
         ];
-        assert_eq!(check(&flags, &[]).unwrap_err().len(), 3);
+        let problems = check(&flags, &[]).unwrap_err();
+        assert!(problems.len() == 4 && !problems.concat().contains("hush"), "{problems:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How the Twitch source is: written by the connection, read by the probes and `/_debug/twitch`.
+//! How the Twitch source is: written by the fleet, read by the probes and `/_debug/twitch`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::joins::{JoinFailure, Joins};
 use super::metrics::{ChannelState, TwitchMetrics};
+use super::plan::{ConnectionId, JoinFailure, Plan};
 use crate::clock::Clock;
 use crate::status::Part;
 use crate::telemetry::metrics::Label as _;
 
-/// What the connection is doing.
+/// What the source is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConnectionState {
@@ -20,7 +20,7 @@ pub enum ConnectionState {
     Disabled,
     /// On the way to its first login.
     Connecting,
-    /// Logged in.
+    /// Logged in, on one connection at least.
     Connected,
     /// Lost, on the way back.
     Reconnecting,
@@ -36,6 +36,28 @@ pub struct Channel {
     state: ChannelState,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<JoinFailure>,
+    /// Where it is heard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection: Option<ConnectionId>,
+}
+
+/// One connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConnectionSeen {
+    pub(super) id: ConnectionId,
+    /// `connecting`, `connected`, or `closing`: read on until its channels are joined elsewhere.
+    pub(super) state: &'static str,
+    /// How many channels have their place on it.
+    pub(super) channels: usize,
+    /// How many are heard on it.
+    pub(super) joined: usize,
+}
+
+/// How things are now.
+pub(super) struct Outlook<'a> {
+    pub(super) state: ConnectionState,
+    pub(super) connections: Vec<ConnectionSeen>,
+    pub(super) channels: &'a Plan,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
@@ -47,15 +69,15 @@ fn as_str<S: serde::Serializer>(state: &ChannelState, serializer: S) -> Result<S
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
-    /// What the connection is doing.
+    /// What the source is doing.
     pub state: ConnectionState,
-    /// Who it is logged in as.
+    /// Who it last logged in as.
     pub account: Option<String>,
     /// The channels.
     pub channels: Vec<Channel>,
-    /// Connections that stand.
-    pub connections: u32,
-    /// Connections that came to stand after the first.
+    /// The connections.
+    pub connections: Vec<ConnectionSeen>,
+    /// Connections that came to stand in the place of lost ones.
     pub reconnects: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_reconnect_at: Option<Timestamp>,
@@ -87,7 +109,7 @@ impl TwitchStatus {
             state: if enabled { ConnectionState::Connecting } else { ConnectionState::Disabled },
             account: None,
             channels: Vec::new(),
-            connections: 0,
+            connections: Vec::new(),
             reconnects: 0,
             last_reconnect_at: None,
             last_message_at: None,
@@ -105,14 +127,11 @@ impl TwitchStatus {
         work(&mut self.snapshot.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Logged in as `account`; `again`: after a loss.
+    /// Logged in as `account`; `again`: in the place of a connection that was lost.
     pub(super) fn connected(&self, account: &str, again: bool) {
         let now = self.clock.now();
-        self.metrics.connected.set(1);
         self.with(|snapshot| {
-            snapshot.state = ConnectionState::Connected;
             snapshot.account = Some(account.to_owned());
-            snapshot.connections = 1;
             if again {
                 self.metrics.reconnects.inc();
                 snapshot.reconnects += 1;
@@ -121,26 +140,37 @@ impl TwitchStatus {
         });
     }
 
-    /// The connection is gone or never stood.
-    pub(super) fn lost(&self, state: ConnectionState, code: &'static str, message: &str) {
+    /// Something went wrong.
+    pub(super) fn failed(&self, code: &'static str, message: String) {
         let at = self.clock.now();
-        self.metrics.connected.set(0);
-        self.with(|snapshot| {
-            snapshot.state = state;
-            snapshot.connections = 0;
-            snapshot.last_error = Some(LastError { code, message: message.to_owned(), at });
-        });
+        self.with(|snapshot| snapshot.last_error = Some(LastError { code, message, at }));
     }
 
-    /// Something about the channels changed.
-    pub(super) fn channels(&self, joins: &Joins) {
-        let channels: Vec<_> =
-            joins.states().map(|(name, state, why)| Channel { name: name.to_owned(), state, why }).collect();
+    /// How things are now.
+    pub(super) fn show(&self, Outlook { state, connections, channels }: Outlook<'_>) {
+        let channels: Vec<_> = channels
+            .channels()
+            .map(|(name, state, why, connection)| Channel { name: name.to_owned(), state, why, connection })
+            .collect();
         for state in ChannelState::ALL {
             let count = channels.iter().filter(|channel| channel.state == *state).count();
             self.metrics.channels.of(*state).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        self.with(|snapshot| snapshot.channels = channels);
+        self.metrics.connected.set(i64::from(state == ConnectionState::Connected));
+        self.with(|snapshot| {
+            snapshot.state = state;
+            snapshot.connections = connections;
+            snapshot.channels = channels;
+        });
+    }
+
+    /// The source has stopped.
+    pub(super) fn closed(&self) {
+        self.metrics.connected.set(0);
+        self.with(|snapshot| {
+            snapshot.state = ConnectionState::Disabled;
+            snapshot.connections.clear();
+        });
     }
 
     /// Something was taken in.
@@ -172,6 +202,7 @@ impl Part for TwitchStatus {
             "joined": count(ChannelState::Joined),
             "wanted": count(ChannelState::Wanted),
             "failed": count(ChannelState::Failed),
+            "connections": snapshot.connections.len(),
         })
     }
 }

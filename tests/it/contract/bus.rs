@@ -220,6 +220,7 @@ async fn following_begins_at_a_position_a_time_or_the_end(fixture: Fixture) {
     assert_eq!(keys(&fixture.read(Start::Time(middle), Wanted::Whole).await), ["d", "e"]);
     assert_eq!(keys(&fixture.read(Start::Time(Timestamp::UNIX_EPOCH), Wanted::Whole).await).len(), 5);
     assert!(fixture.read(Start::Position(6), Wanted::Whole).await.is_empty());
+    assert_eq!(keys(&fixture.read(Start::Last, Wanted::Whole).await), ["e"]);
 
     let mut at_end = fixture.bus.follow(Start::End, Wanted::Whole).await.unwrap();
     let first = at_end.next().await.unwrap().unwrap();
@@ -264,7 +265,9 @@ async fn what_is_too_large_is_refused_for_good_and_nothing_else_suffers(fixture:
 }
 
 async fn an_empty_stream_says_that_this_was_all(fixture: Fixture) {
-    for start in [Start::Position(0), Start::Position(9), Start::Time(Timestamp::UNIX_EPOCH), Start::End] {
+    for start in
+        [Start::Position(0), Start::Position(9), Start::Time(Timestamp::UNIX_EPOCH), Start::Last, Start::End]
+    {
         assert!(fixture.read(start, Wanted::Headers).await.is_empty(), "{start:?}");
     }
 }
