@@ -67,6 +67,13 @@ pub struct Outcomes {
     pub lost: u64,
 }
 
+impl Outcomes {
+    /// Events that are in the stream because of this, or will be.
+    pub fn accepted(&self) -> u64 {
+        self.published + self.stored
+    }
+}
+
 impl Receipt {
     /// Of nothing yet.
     pub fn new() -> Self {

@@ -64,6 +64,12 @@ fn outbox_file(inlet: &Inlet) -> PathBuf {
     inlet.data_dir().join("outbox.redb")
 }
 
+/// The chat in a stream. Whoever was away says so there as well.
+async fn read_chat(url: &str, stream: &str) -> Vec<InStream> {
+    let found = read(url, stream).await;
+    found.into_iter().filter(|message| message.headers["type"] == "external.chat.message.v1").collect()
+}
+
 /// What was sent of what is in the stream, in the order it was sent.
 fn those_in(found: &[InStream], sent: Vec<(String, String)>) -> Vec<(String, String)> {
     let kept: BTreeSet<_> =
@@ -93,7 +99,7 @@ async fn while_the_stream_is_away_events_wait_on_disk_and_then_get_there_in_orde
     let metrics = drained(&inlet, sent.len() as u64).await;
     assert_eq!(metrics.sum("inlet_events_refused_total"), 0);
     assert_eq!(inlet.json("/healthz").await.1["parts"]["outbox"]["state"], "empty");
-    assert_holds_exactly(&read(&nats.url(), "INLET").await, &sent);
+    assert_holds_exactly(&read_chat(&nats.url(), "INLET").await, &sent);
     let (_, most) = inlet.memory_kib();
     assert!(most < 128 * 1024, "{most} KiB");
 }
@@ -111,7 +117,7 @@ async fn tags_and_counts_are_exact_through_an_outage_of_the_stream() {
     drained(&inlet, 8_000).await;
     assert_eq!(inlet.terminate(Duration::from_secs(9)).await.1, Some(0), "{}", inlet.log());
     let found: Vec<_> =
-        read(&setting.nats.url(), "INLET").await.into_iter().map(|message| message.body).collect();
+        read_chat(&setting.nats.url(), "INLET").await.into_iter().map(|message| message.body).collect();
     let users = embedded_users(&inlet.data_dir(), &found).await;
     let flags = ["--exact", "--gap", "3"];
     assert_eq!(verify(&flags, &[&setting.simulator.sent_file()], &found, &users)["envelopes"], 8_000);
@@ -146,7 +152,7 @@ async fn killed_in_the_middle_of_an_outage_it_goes_on_where_it_was() {
     })
     .await;
     assert_eq!(inlet.terminate(Duration::from_secs(9)).await.1, Some(0), "{}", inlet.log());
-    let found = read(&setting.nats.url(), "INLET").await;
+    let found = read_chat(&setting.nats.url(), "INLET").await;
     assert!(found.len() as u64 > stored + 500);
     let kept = those_in(&found, setting.simulator.sent());
     assert_holds_exactly(&found, &kept);
@@ -178,7 +184,7 @@ async fn sigterm_while_the_stream_is_away_leaves_everything_to_the_next_start() 
     inlet.ready().await;
     simulator.has_finished(6_000).await;
     drained(&inlet, 1).await;
-    let found = read(&nats.url(), "INLET").await;
+    let found = read_chat(&nats.url(), "INLET").await;
     let kept = those_in(&found, simulator.sent());
     assert_holds_exactly(&found, &kept);
     // All that was taken in: what is missing was sent while nobody read.
@@ -219,7 +225,7 @@ async fn a_full_outbox_fills_the_door_which_refuses_and_counts() {
     inlet.ready().await;
     let sent = simulator.has_finished(14_000).await;
     let metrics = drained(&inlet, sent.len() as u64).await;
-    let found = read(&nats.url(), "INLET").await;
+    let found = read_chat(&nats.url(), "INLET").await;
     let refused = metrics.sum("inlet_events_refused_total");
     assert_eq!(found.len() as u64 + refused, sent.len() as u64, "in the stream or refused and counted");
     assert_holds_exactly(&found, &those_in(&found, sent));
@@ -245,7 +251,7 @@ async fn at_the_end_even_a_full_outbox_takes_what_the_door_holds() {
     inlet.ready().await;
     simulator.has_finished(12_000).await;
     drained(&inlet, 1).await;
-    let found = read(&nats.url(), "INLET").await;
+    let found = read_chat(&nats.url(), "INLET").await;
     assert_holds_exactly(&found, &those_in(&found, simulator.sent()));
 }
 
@@ -279,7 +285,7 @@ async fn a_disk_that_takes_no_more_costs_nothing_while_the_process_lives() {
     let sent = simulator.has_finished(6_000).await;
     let metrics = drained(&inlet, sent.len() as u64).await;
     assert_eq!(metrics.sum("inlet_events_refused_total"), 0, "the door held it");
-    assert_holds_exactly(&read(&nats.url(), "INLET").await, &sent);
+    assert_holds_exactly(&read_chat(&nats.url(), "INLET").await, &sent);
     let log = inlet.log();
     let said = log.matches("the outbox cannot be written").count();
     assert_eq!(said, 1, "{log}");
@@ -337,7 +343,7 @@ async fn a_torn_outbox_is_set_aside_and_what_can_be_read_of_it_goes_out() {
     inlet.ready().await;
     simulator.has_finished(3_000).await;
     drained(&inlet, 1).await;
-    let found = read(&nats.url(), "INLET").await;
+    let found = read_chat(&nats.url(), "INLET").await;
     assert_holds_exactly(&found, &those_in(&found, simulator.sent()));
 }
 
@@ -402,7 +408,7 @@ async fn what_a_twin_published_beyond_the_duplicate_window_is_found_by_looking_b
     for inlet in [&one, &two] {
         drained(inlet, 2_500).await;
     }
-    let found = read(&nats.url(), "SHORT").await;
+    let found = read_chat(&nats.url(), "SHORT").await;
     let ids: BTreeSet<_> = found.iter().map(|message| &message.msg_id).collect();
     assert_eq!(ids.len(), found.len(), "each once");
     assert!(two.metrics().await.get("inlet_publish_duplicates_total") >= 600);
@@ -471,7 +477,7 @@ async fn a_stream_that_acknowledges_nothing_is_named_and_events_are_on_disk() {
     inlet.ready().await;
     let sent = simulator.has_finished(6_000).await;
     drained(&inlet, sent.len() as u64).await;
-    let found = read(&nats.url(), "MUTE").await;
+    let found = read_chat(&nats.url(), "MUTE").await;
     let ids: BTreeSet<_> = found.iter().map(|message| &message.msg_id).collect();
     assert_eq!((ids.len(), found.len()), (sent.len(), sent.len()), "each once");
 }
