@@ -1,5 +1,6 @@
 //! What the tests stand on: children that end with their test, and accounts that must close.
 
+pub mod account;
 pub mod child;
 pub mod emulator;
 pub mod firestore;
@@ -7,6 +8,7 @@ pub mod inlet;
 pub mod nats;
 pub mod people;
 pub mod proxy;
+pub mod readiness;
 pub mod stream;
 
 use std::future::Future;

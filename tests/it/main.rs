@@ -13,6 +13,7 @@ mod commands;
 mod contract;
 mod faults;
 mod forms;
+mod fuzz;
 mod harness;
 mod least_privilege;
 mod operator;

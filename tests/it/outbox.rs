@@ -2,20 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use serde_json::Value;
 
-use crate::harness::child::clean;
-use crate::harness::inlet::{BINARY, Inlet, Metrics, Simulator, run};
+use crate::harness::inlet::{Inlet, Metrics, Simulator, run};
 use crate::harness::nats::Nats;
-use crate::harness::people::verify;
+use crate::harness::people::{embedded_users, verify};
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::stream::{InStream, assert_holds_exactly, read};
 use crate::harness::{eventually, within};
-use crate::people::{Setting, embedded_users};
+use crate::people::Setting;
 
 const CHANNELS: &str = "alpha,beta";
 const BACK: Duration = Duration::from_mins(1);
@@ -260,14 +258,10 @@ async fn a_disk_that_takes_no_more_costs_nothing_while_the_process_lives() {
     let mut nats = Nats::start().await;
     let simulator = chat(400, 6_000).await;
     let (irc, url) = (simulator.url(), nats.url());
-    // A write beyond the limit is an error instead of a signal.
-    let mut command = clean("sh");
-    command.args(["-c", "trap '' XFSZ; exec \"$0\" serve", BINARY]);
-    command.envs(settings(&irc, &url, &[("ENRICH_MODE", "off")]));
-    let inlet = Inlet::start_in(tempfile::tempdir().unwrap(), command).await;
+    let inlet = Inlet::serve_on_a_small_disk(&settings(&irc, &url, &[("ENRICH_MODE", "off")])).await;
     simulator.has_sent(500).await;
     let size = std::fs::metadata(outbox_file(&inlet)).unwrap().len();
-    limit_files(&inlet, &size.to_string());
+    inlet.child.limit_files(Some(size));
     nats.kill();
     within(BACK, "readiness names the outbox", || async {
         inlet.waiting_for().await.contains(&"outbox".to_owned()).then_some(())
@@ -280,7 +274,7 @@ async fn a_disk_that_takes_no_more_costs_nothing_while_the_process_lives() {
         (!inlet.waiting_for().await.contains(&"bus".to_owned())).then_some(())
     })
     .await;
-    limit_files(&inlet, "unlimited");
+    inlet.child.limit_files(None);
     inlet.ready().await;
     let sent = simulator.has_finished(6_000).await;
     let metrics = drained(&inlet, sent.len() as u64).await;
@@ -289,15 +283,6 @@ async fn a_disk_that_takes_no_more_costs_nothing_while_the_process_lives() {
     let log = inlet.log();
     let said = log.matches("the outbox cannot be written").count();
     assert_eq!(said, 1, "{log}");
-}
-
-/// How large a file of this service may become.
-fn limit_files(inlet: &Inlet, bytes: &str) {
-    let pid = inlet.child.id().to_string();
-    let limit = format!("--fsize={bytes}:unlimited");
-    let output = Command::new("prlimit").args(["--pid", &pid, &limit]).output();
-    let output = output.unwrap_or_else(|error| panic!("prlimit (util-linux) is needed: {error}"));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A folder with an outbox that holds events, let go in the middle of an outage, and how many.

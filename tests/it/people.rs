@@ -1,12 +1,8 @@
 //! People: what events were told of their users, and what is counted of them, judged by a check that shares nothing with
 //! the service; through kills, twins, outages and operators' edits, on both stores.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use inlet::store::embedded::EmbeddedStore;
-use inlet::store::{DocumentStore as _, Name};
 use serde_json::{Value, json};
 
 use crate::harness::emulator::Documents;
@@ -14,7 +10,7 @@ use crate::harness::eventually;
 use crate::harness::firestore::{self, Project};
 use crate::harness::inlet::{Inlet, Simulator, run};
 use crate::harness::nats::Nats;
-use crate::harness::people::verify;
+use crate::harness::people::{embedded_users, verify};
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::stream::read;
 
@@ -71,16 +67,6 @@ impl Setting {
     pub async fn users(&self) -> Documents {
         self.emulator.as_ref().unwrap().users().await
     }
-}
-
-/// The users of these envelopes, as the embedded store in a folder nobody holds has them.
-pub async fn embedded_users(data_dir: &Path, found: &[Value]) -> Documents {
-    let store = EmbeddedStore::open(data_dir).unwrap();
-    let of = |body: &Value| body["auth"]["userRef"].as_str().map(|user| user["users/".len()..].to_owned());
-    let keys: std::collections::BTreeSet<_> = found.iter().filter_map(of).collect();
-    let names: Vec<_> = keys.iter().map(|key| Name::user(Arc::from(key.as_str()))).collect();
-    let documents = store.get_many(&names).await.unwrap();
-    keys.into_iter().zip(documents).filter_map(|(key, document)| Some((key, document?.fields))).collect()
 }
 
 /// Everything is counted: nothing is left to be written.

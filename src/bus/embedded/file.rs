@@ -128,17 +128,18 @@ impl StreamFile {
             let mut next = position;
             let mut bytes = 0;
             for found in rows.range(from..).map_err(FileError::read)? {
+                let (first, value) = found.map_err(FileError::read)?;
+                let (first, row) = (first.value(), value.value());
+                // Rows follow each other without a gap, unless there is damage between them.
+                next = next.max(first);
                 if bytes >= READ_BYTES {
                     is_end = false;
                     break;
                 }
-                let (first, value) = found.map_err(FileError::read)?;
-                let (first, row) = (first.value(), value.value());
                 bytes += row.len();
                 let Some(stored) = row::messages(row, first, content) else {
                     // The rest of the stream is worth more than a halt.
                     tracing::error!(position = first, "a damaged row of the embedded stream was passed over");
-                    next = next.max(first + row::header(row).map_or(1, |header| header.count));
                     continue;
                 };
                 next = next.max(first + stored.len() as u64);

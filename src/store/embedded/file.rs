@@ -9,11 +9,15 @@ use super::EmbeddedStoreError;
 use crate::redb_file::{FileError, NUMBERS, RedbFile};
 use crate::store::{Condition, Document, Fields, Name, Version, Write};
 
-/// `collection/id` to a version (eight bytes, little endian) and the fields as JSON.
+/// `collection/id` to a version (eight bytes, little endian), a checksum (four) and the fields as JSON. Documents of
+/// format 1 have no checksum; their version has not [`HAS_CHECKSUM`].
 const DOCUMENTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("documents");
 
 /// Of this layout. A file with a higher one is left alone.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+
+/// Set in the version of a document behind which a checksum stands: over its key, its version and its fields.
+const HAS_CHECKSUM: u64 = 1 << 63;
 
 pub(super) struct StoreFile(RedbFile);
 
@@ -124,7 +128,7 @@ fn apply(
         (Condition::Absent | Condition::At(_), _) => return Ok(Outcome::Conflict),
     };
     let document = Document { fields: merged(fields, &write.fields), version };
-    documents.insert(key.as_str(), encode(&document).as_slice()).map_err(FileError::write)?;
+    documents.insert(key.as_str(), encode(&write.name, &document).as_slice()).map_err(FileError::write)?;
     Ok(Outcome::Written(document))
 }
 
@@ -151,18 +155,34 @@ fn key(name: &Name) -> String {
     name.to_string()
 }
 
-fn encode(document: &Document) -> Vec<u8> {
-    let mut bytes = document.version.0.to_le_bytes().to_vec();
+fn encode(name: &Name, document: &Document) -> Vec<u8> {
     // Maps with text as keys always serialise.
-    bytes.extend(serde_json::to_vec(&document.fields).unwrap_or_default());
-    bytes
+    let fields = serde_json::to_vec(&document.fields).unwrap_or_default();
+    let version = (document.version.0 | HAS_CHECKSUM).to_le_bytes();
+    [&version[..], &checksum(name, version, &fields).to_le_bytes(), &fields].concat()
 }
 
 fn decode(name: &Name, bytes: &[u8]) -> Result<Document, EmbeddedStoreError> {
     let damaged = || EmbeddedStoreError::Damaged { name: name.to_string() };
-    let (version, fields) = bytes.split_first_chunk().ok_or_else(damaged)?;
+    let (version, mut fields) = bytes.split_first_chunk().ok_or_else(damaged)?;
+    let number = u64::from_le_bytes(*version);
+    if number & HAS_CHECKSUM != 0 {
+        let (expected, rest) = fields.split_first_chunk().ok_or_else(damaged)?;
+        if checksum(name, *version, rest) != u32::from_le_bytes(*expected) {
+            return Err(damaged());
+        }
+        fields = rest;
+    }
     let fields = serde_json::from_slice(fields).map_err(|_| damaged())?;
-    Ok(Document { fields, version: Version(u64::from_le_bytes(*version)) })
+    Ok(Document { fields, version: Version(number & !HAS_CHECKSUM) })
+}
+
+fn checksum(name: &Name, version: [u8; 8], fields: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key(name).as_bytes());
+    hasher.update(&version);
+    hasher.update(fields);
+    hasher.finalize()
 }
 
 #[cfg(test)]
@@ -181,6 +201,22 @@ mod tests {
         let changes = json!({ "a.b": { "y": 5 }, "d": { "z": 6 }, "e.f.g": 7 });
         let after = json!({ "a": { "b": { "y": 5 }, "c": 2 }, "d": { "z": 6 }, "e": { "f": { "g": 7 } } });
         assert_eq!(merged(fields(before), &fields(changes)), fields(after));
+    }
+
+    #[test]
+    fn a_document_of_the_format_before_is_read_and_a_damaged_one_is_not() {
+        let name = Name::user("7".into());
+        let document = Document { fields: fields(json!({ "messageCountAllTime": 12 })), version: Version(3) };
+        let before = [&3_u64.to_le_bytes()[..], br#"{"messageCountAllTime":12}"#].concat();
+        assert_eq!(decode(&name, &before).unwrap(), document);
+        let written = encode(&name, &document);
+        assert_eq!(decode(&name, &written).unwrap(), document);
+        for at in 0..written.len() * 8 {
+            let mut flipped = written.clone();
+            flipped[at / 8] ^= 1 << (at % 8);
+            assert!(decode(&name, &flipped).is_err(), "bit {at}");
+        }
+        assert!(decode(&Name::user("8".into()), &written).is_err(), "another's");
     }
 
     /// A write of one of three documents: which, one of three fields, a value, and a condition: 0 none, 1 absent,

@@ -69,6 +69,22 @@ impl Child {
         self.process.wait().unwrap();
     }
 
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
+    }
+
+    /// From now on no file of its can grow beyond so many bytes; `None`: beyond nothing. A process that does not ignore
+    /// SIGXFSZ (see [`on_a_small_disk`]) is killed by trying to.
+    pub fn limit_files(&self, most_bytes: Option<u64>) {
+        let most = most_bytes.map_or("unlimited".to_owned(), |most| most.to_string());
+        // The soft limit alone, so that it can be taken back without being root.
+        let limit = format!("--fsize={most}:");
+        let status = Command::new("prlimit").args(["--pid", &self.id().to_string(), &limit]).status();
+        // Of util-linux, which every Debian has.
+        assert!(status.is_ok_and(|status| status.success()), "prlimit cannot limit {}", self.name);
+    }
+
     /// What is written to its standard input.
     pub fn stdin(&mut self) -> &mut std::process::ChildStdin {
         self.process.stdin.as_mut().unwrap()
@@ -82,6 +98,13 @@ impl Drop for Child {
             drop(self.process.wait());
         }
     }
+}
+
+/// A command whose writes fail once [`Child::limit_files`] says so, as on a full disk, instead of ending it.
+pub fn on_a_small_disk(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = clean("sh");
+    command.args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#]).arg(program);
+    command
 }
 
 /// A command with a clean environment and no input.

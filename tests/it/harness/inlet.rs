@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::child::{Child, clean};
+use super::child::{Child, clean, on_a_small_disk};
 use super::{PATIENCE, eventually, free_port};
 
 /// The binary under test.
@@ -42,13 +42,18 @@ impl Inlet {
 
     /// The same in a folder that was used before.
     pub async fn serve_in(folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
-        Self::start_in(folder, command(&["serve"], settings)).await
+        Self::start(clean(BINARY), folder, settings).await
     }
 
-    /// The same, started by another command: a limit around it, say.
-    pub async fn start_in(folder: tempfile::TempDir, mut command: Command) -> Self {
+    /// The same where [`Child::limit_files`] can fill the disk.
+    pub async fn serve_on_a_small_disk(settings: &[(&str, &str)]) -> Self {
+        Self::start(on_a_small_disk(BINARY), tempfile::tempdir().unwrap(), settings).await
+    }
+
+    async fn start(mut command: Command, folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
         ::inlet::tls::install_provider();
         let port = free_port();
+        command.arg("serve").envs(settings.iter().copied());
         command.env("PORT", port.to_string()).env("DATA_DIR", folder.path().join("data"));
         let child = Child::start("inlet serve", &mut command, &folder.path().join("log"));
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
@@ -128,9 +133,27 @@ impl Inlet {
         .await
     }
 
+    /// Waits until nothing is under way: nothing pending, and nothing more comes in.
+    pub async fn quiet(&self) -> Metrics {
+        let deadline = Instant::now() + SENDING;
+        let (mut before, mut since) = (None, Instant::now());
+        loop {
+            let metrics = self.metrics().await;
+            let received = metrics.sum("inlet_events_received_total");
+            if before.replace(received) != Some(received) || metrics.sum("inlet_events_pending") > 0 {
+                since = Instant::now();
+            }
+            if since.elapsed() > QUIET {
+                return metrics;
+            }
+            assert!(Instant::now() < deadline, "something is still under way: {metrics:?}");
+            tokio::time::sleep(QUIET / 10).await;
+        }
+    }
+
     /// SIGTERM; how long it took, and the exit code.
     pub async fn terminate(&mut self, patience: Duration) -> (Duration, Option<i32>) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         self.child.signal("TERM");
         let status = self.child.wait(patience).await;
         (start.elapsed(), status.code())
@@ -152,7 +175,7 @@ impl Inlet {
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         Self(
             lines
@@ -177,6 +200,11 @@ impl Metrics {
         assert!(!values.is_empty(), "there is no family {family}");
         assert!(values.iter().all(|value| value.fract() == 0.0));
         whole(values.iter().sum())
+    }
+
+    /// As `/metrics` shows them.
+    pub fn text(&self) -> String {
+        self.0.iter().fold(String::new(), |text, (name, value)| text + name + " " + &value.to_string() + "\n")
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -246,6 +274,11 @@ impl Simulator {
         format!("irc://127.0.0.1:{}", self.port)
     }
 
+    /// Where a proxy finds it.
+    pub fn addr(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
     /// A line of control.
     pub fn say(&mut self, line: &str) {
         let stdin = self.child.stdin();
@@ -295,3 +328,5 @@ impl Simulator {
 
 /// The longest that a simulator of these tests sends.
 const SENDING: Duration = Duration::from_mins(1);
+/// Chat that flows brings something in so short a time.
+const QUIET: Duration = Duration::from_millis(1_500);

@@ -1,7 +1,5 @@
 //! A real nats-server of a test's own.
 
-use std::time::Duration;
-
 use super::child::{Child, clean};
 use super::{eventually, free_port};
 
@@ -73,10 +71,25 @@ impl Nats {
         .await;
     }
 
-    /// Kills it and starts it again after a while.
-    pub async fn away_for(&mut self, span: Duration) {
-        self.kill();
-        tokio::time::sleep(span).await;
+    /// Starts it again on the same port without anything it had.
+    pub async fn restart_empty(&mut self) {
+        assert!(self.child.is_none(), "it still runs");
+        std::fs::remove_dir_all(self.folder.path().join("store")).unwrap();
         self.restart().await;
+    }
+
+    /// From the next start on, these lines stand in its configuration.
+    pub fn configure(&mut self, config: &str) {
+        config.clone_into(&mut self.config);
+    }
+
+    /// Where a proxy finds it.
+    pub fn addr(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Its streams, as an operator sees them.
+    pub async fn jetstream(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(async_nats::connect(self.url()).await.unwrap())
     }
 }

@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use inlet::store::embedded::EmbeddedStore;
+use inlet::store::{DocumentStore as _, Name};
 use serde_json::Value;
 
 use super::emulator::Documents;
@@ -36,6 +39,16 @@ pub fn verify<'a>(
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_str(&said).unwrap()
+}
+
+/// The users of these envelopes, as the embedded store in a folder nobody holds has them.
+pub async fn embedded_users(data_dir: &Path, found: &[Value]) -> Documents {
+    let store = EmbeddedStore::open(data_dir).unwrap();
+    let of = |body: &Value| body["auth"]["userRef"].as_str().map(|user| user["users/".len()..].to_owned());
+    let keys: std::collections::BTreeSet<_> = found.iter().filter_map(of).collect();
+    let names: Vec<_> = keys.iter().map(|key| Name::user(Arc::from(key.as_str()))).collect();
+    let documents = store.get_many(&names).await.unwrap();
+    keys.into_iter().zip(documents).filter_map(|(key, document)| Some((key, document?.fields))).collect()
 }
 
 fn text(path: &Path) -> &str {
