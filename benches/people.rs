@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use inlet::app::{AppArgs, PathConfig, lay_path, open_bus, open_users};
+use inlet::app::{AppArgs, Around, PathConfig, lay_path, open_bus, open_users};
 use inlet::bus::{Bus, ByUser, Message, Numbered};
 use inlet::clock::Clock;
 use inlet::envelope::draft::{Content, Event, PayloadJson, Role, SourceRef, User};
@@ -61,7 +61,8 @@ impl Laid {
             open_users(&config, folder, &bus, &registry, clock).expect("a store").expect("enrichment");
         let metrics = Arc::new(PipelineMetrics::new(&registry).expect("metrics"));
         let mut tasks = Tasks::new();
-        let intake = lay_path(&config, &bus, Some(&users), (&metrics, clock), &mut tasks);
+        let around = Around::new(&bus, Some(&users), &metrics, clock);
+        let intake = lay_path(&config, around, &mut tasks).await.expect("a path");
         Self { bus, users, intake, metrics, _tasks: tasks }
     }
 
@@ -186,7 +187,7 @@ fn numbered(number: u64, users: u64) -> Numbered {
     let message = Message {
         subject: "internal.ingress.v1".into(),
         id: MessageId::of_event(id::event_id(&format!("twitch:{number}"))),
-        kind: "external.chat.message.v1",
+        kind: "external.chat.message.v1".into(),
         by_user: Some(ByUser {
             key: key.into(),
             occurred_at: Timestamp::from_millisecond(START_MS).unwrap(),

@@ -2,8 +2,10 @@
 //! and at the end lets them go in the order of the path.
 
 mod config;
+mod path;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,27 +16,26 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
-use crate::bus::jetstream::JetStreamBus;
-use crate::bus::{Bus, BusConfig, BusPart, BusState, Driver, Start, Wanted};
+use crate::bus::embedded::EmbeddedError;
+use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
-use crate::pipeline::{self, Enrich, Intake, PipelineMetrics, Publish, open_door};
+use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
 use crate::source::twitch::{
     BackfillUrl, Normalizer, ReplayDoor, SetupError, Surroundings, Twitch, TwitchMetrics, TwitchStatus,
 };
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
-use crate::store::measured::{Store, StoreMetrics};
-use crate::store::{self};
 use crate::tasks::{Ended, Tasks};
-use crate::tls::{self, TlsConfig, TlsError};
-use crate::users::{EnrichMode, Following, UserMetrics, Users};
+use crate::tls::{self, TlsError};
+use crate::users::{EnrichMode, Following, Users};
+use path::{hear_of, lay_path_with_outbox, make_bus};
 
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
+pub use path::{Around, lay_path, open_bus, open_users};
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -57,6 +58,9 @@ pub enum AppError {
     /// The embedded user store.
     #[error(transparent)]
     Store(#[from] EmbeddedStoreError),
+    /// The outbox.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
     /// The stream must not be counted as the settings are.
     #[error("{0}")]
     CountingUnfit(String),
@@ -99,102 +103,17 @@ impl AppError {
             | Self::Source(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
-            Self::Store(error) => matches!(error, EmbeddedStoreError::NewerFormat { .. }),
-            Self::Embedded(error) => matches!(error, EmbeddedError::NewerFormat { .. }),
-            Self::Metrics(_) | Self::PartEnded(_) | Self::NotSettled(_) => false,
+            Self::Outbox(OutboxError::File(error))
+            | Self::Store(EmbeddedStoreError::File(error))
+            | Self::Embedded(EmbeddedError::File(error)) => error.is_newer_format(),
+            Self::Outbox(_)
+            | Self::Store(_)
+            | Self::Embedded(_)
+            | Self::Metrics(_)
+            | Self::PartEnded(_)
+            | Self::NotSettled(_) => false,
         }
     }
-}
-
-/// Makes the bus. One that is away is waited for in the background.
-fn make_bus(
-    config: &BusConfig,
-    folder: &std::path::Path,
-    window: usize,
-    tls: &TlsConfig,
-    clock: &Clock,
-) -> Result<Arc<dyn Bus>, EmbeddedError> {
-    Ok(match &config.jetstream {
-        Some(jetstream) if config.driver == Driver::Nats => {
-            JetStreamBus::start(jetstream.clone(), config, tls, window)
-        }
-        _ => EmbeddedBus::open(folder, config.retention, config.subjects.clone(), clock.clone())?,
-    })
-}
-
-/// Waits a moment to hear how the bus is: one that does not fit is an error, one that is away is not.
-async fn hear_of(bus: &dyn Bus) -> Result<(), AppError> {
-    let mut state = bus.state();
-    let known = state.wait_for(|state| *state != BusState::Connecting);
-    if let Ok(Ok(state)) = timeout(BUS_PATIENCE, known).await {
-        if let BusState::Unfit(why) = &*state {
-            return Err(AppError::BusUnfit(why.clone()));
-        }
-    } else {
-        tracing::warn!("no answer from the bus yet; going on all the same");
-    }
-    Ok(())
-}
-
-/// The bus for a command, once it is known how it is.
-pub async fn open_bus(
-    config: &PathConfig,
-    folder: &std::path::Path,
-    clock: &Clock,
-) -> Result<Arc<dyn Bus>, AppError> {
-    let bus = make_bus(&config.bus, folder, config.window(), &config.tls, clock)?;
-    hear_of(&*bus).await?;
-    Ok(bus)
-}
-
-/// Who meets events on their way, unless enrichment is off.
-pub fn open_users(
-    config: &PathConfig,
-    folder: &std::path::Path,
-    bus: &Arc<dyn Bus>,
-    registry: &Registry,
-    clock: &Clock,
-) -> Result<Option<Users>, AppError> {
-    let (users, requests) = (Arc::new(UserMetrics::new(registry)?), Arc::new(StoreMetrics::new(registry)?));
-    if config.enrich.mode == EnrichMode::Off {
-        return Ok(None);
-    }
-    let store = Store::new(store::open(&config.store, folder)?, requests);
-    let [subject, _] = config.bus.subjects.patterns();
-    let enrich = config.enrich.clone();
-    Ok(Some(Users::new(store, Arc::clone(bus), subject, enrich, (users, clock.clone()))))
-}
-
-/// The path from the door to the stream, as one task among `tasks`, with what is done for users behind it; and the
-/// door's outside.
-pub fn lay_path(
-    config: &PathConfig,
-    bus: &Arc<dyn Bus>,
-    users: Option<&Users>,
-    (metrics, clock): (&Arc<PipelineMetrics>, &Clock),
-    tasks: &mut Tasks,
-) -> Intake {
-    let (intake, door) = open_door(config.intake.clone(), Arc::clone(metrics), clock.clone());
-    let subjects = &config.bus.subjects;
-    let enrich = Enrich::new(subjects.clone(), users.cloned(), clock.clone());
-    let publish = Publish::new(
-        Arc::clone(bus),
-        config.publish.clone(),
-        subjects.clone(),
-        (users.cloned(), clock.clone()),
-        Arc::clone(metrics),
-    );
-    if let Some(users) = users {
-        tasks.spawn("store probe", users.clone().probe_store());
-        if !users.is_dry() {
-            let known = intake.known_ids();
-            tasks.spawn("projection", users.clone().follow_stream(Box::new(move |ids| known.learn(ids))));
-            tasks.spawn("flush", users.clone().flush_behind());
-            tasks.spawn("operators", users.clone().follow_operators());
-        }
-    }
-    tasks.spawn("pipeline", pipeline::run(door, enrich, publish));
-    intake
 }
 
 /// A running service.
@@ -207,6 +126,7 @@ pub struct App {
     close_http: watch::Sender<bool>,
     replay: Arc<ReplayDoor>,
     pipeline: Arc<PipelineMetrics>,
+    outbox: Arc<OutboxMetrics>,
     users: Option<Users>,
     grace: Duration,
     /// Held to the end.
@@ -228,29 +148,22 @@ impl App {
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
         let users = open_users(path, data_dir.path(), &bus, &registry, &clock)?;
         let mut tasks = Tasks::new();
-        let intake = lay_path(path, &bus, users.as_ref(), (&pipeline, &clock), &mut tasks);
+        let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
+        let (intake, outbox, of_path) =
+            lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
         let status =
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let source = if path.twitch.enabled {
-            let folder = data_dir.path().to_owned();
-            let (status, metrics, clock) = (Arc::clone(&status), Arc::clone(&twitch_metrics), clock.clone());
-            let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
-            Some(Twitch::new(path.twitch.clone(), around)?)
-        } else {
-            tracing::warn!(
-                "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
-            );
-            None
-        };
+        let folder = data_dir.path().to_owned();
+        let source = twitch(path, (&status, &twitch_metrics), clock, folder)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
-            parts: Parts::new(parts(&status, &bus, users.as_ref())),
+            parts: Parts::new(parts(&status, of_path, users.as_ref())),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
             bus: Arc::clone(&bus),
@@ -261,9 +174,7 @@ impl App {
         };
         tasks.spawn("http", serve_http(listener, shown, close_http.subscribe()));
         hear_of(&*bus).await?;
-        if let Some(users) = &users {
-            hear_of_counting(users).await?;
-        }
+        hear_of_counting(users.as_ref()).await?;
         match source {
             Some(source) => {
                 let last_stored = |started| last_stored_before(bus, started);
@@ -273,7 +184,18 @@ impl App {
             None => drop(intake),
         }
         let grace = config.shutdown_grace;
-        Ok(Self { address, tasks, stop, close_http, replay, pipeline, users, grace, _data_dir: data_dir })
+        Ok(Self {
+            address,
+            tasks,
+            stop,
+            close_http,
+            replay,
+            pipeline,
+            outbox,
+            users,
+            grace,
+            _data_dir: data_dir,
+        })
     }
 
     /// Where the operator's HTTP listens.
@@ -296,11 +218,11 @@ impl App {
         let deadline = Instant::now() + self.grace;
         self.stop.send_replace(true);
         self.replay.close();
-        let is_settled = timeout_at(deadline, async {
+        let settling = timeout_at(deadline, async {
             self.tasks.join("twitch").await;
             self.tasks.join("pipeline").await;
         });
-        let is_settled = is_settled.await.is_ok();
+        drop(settling.await);
         if let Some(users) = &self.users {
             // A store that does not answer is not waited for beyond the grace.
             drop(timeout_at(deadline, users.finish(deadline)).await);
@@ -310,10 +232,15 @@ impl App {
         if timeout(requests, self.tasks.join("http")).await.is_err() {
             tracing::debug!("a request was cut off at the end");
         }
-        let pending = self.pipeline.pending.get();
+        // What is in the outbox is sent by the next start.
+        let stored = self.outbox.events.get();
+        let lost = self.pipeline.pending.get() - stored;
+        if stored > 0 {
+            tracing::info!(events = stored, "left in the outbox");
+        }
         match ended {
             Some(Ended { name, .. }) => Err(AppError::PartEnded(name)),
-            None if !is_settled && pending > 0 => Err(AppError::NotSettled(pending)),
+            None if lost > 0 => Err(AppError::NotSettled(lost)),
             None => Ok(()),
         }
     }
@@ -358,15 +285,21 @@ async fn last_stored_before(bus: Arc<dyn Bus>, started: Timestamp) -> Option<Tim
     }
 }
 
-/// The parts that the probes show.
-fn parts(status: &Arc<TwitchStatus>, bus: &Arc<dyn Bus>, users: Option<&Users>) -> Vec<Arc<dyn Part>> {
-    let mut parts: Vec<Arc<dyn Part>> = vec![Arc::clone(status) as _, Arc::new(BusPart(Arc::clone(bus)))];
+/// The parts that the probes show, in the order of the path.
+fn parts(
+    status: &Arc<TwitchStatus>,
+    of_path: [Arc<dyn Part>; 2],
+    users: Option<&Users>,
+) -> Vec<Arc<dyn Part>> {
+    let mut parts: Vec<Arc<dyn Part>> = vec![Arc::clone(status) as _];
+    parts.extend(of_path);
     parts.extend(users.map(Users::parts).unwrap_or_default());
     parts
 }
 
 /// Waits a moment to hear whether the stream may be counted.
-async fn hear_of_counting(users: &Users) -> Result<(), AppError> {
+async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
+    let Some(users) = users else { return Ok(()) };
     let mut following = users.following();
     let begun = async {
         tokio::select! {
@@ -400,6 +333,24 @@ async fn serve_http(listener: TcpListener, shown: Shown, closing: watch::Receive
     if let Err(error) = http::serve(listener, shown, closing).await {
         tracing::error!(error = %error, "the operator's HTTP failed");
     }
+}
+
+/// The Twitch source, not yet running; `None` without channels.
+fn twitch(
+    path: &PathConfig,
+    (status, metrics): (&Arc<TwitchStatus>, &Arc<TwitchMetrics>),
+    clock: Clock,
+    folder: PathBuf,
+) -> Result<Option<Twitch>, AppError> {
+    if !path.twitch.enabled {
+        tracing::warn!(
+            "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
+        );
+        return Ok(None);
+    }
+    let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
+    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
+    Ok(Some(Twitch::new(path.twitch.clone(), around)?))
 }
 
 /// TLS for what the source dials, if it dials anything with it.

@@ -9,7 +9,9 @@ mod config;
 pub mod embedded;
 pub mod jetstream;
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,7 +113,7 @@ pub struct Message {
     /// Its identity in the stream.
     pub id: MessageId,
     /// Header `type`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Whose event it is, where it is to be counted.
     pub by_user: Option<ByUser>,
     /// The bytes.
@@ -340,8 +342,34 @@ impl BusError {
     }
 }
 
+/// Whether messages are under way and none is acknowledged, which a publisher knows and says: a bus may answer everything
+/// else.
+#[derive(Debug, Default)]
+pub struct Silence(AtomicBool);
+
+impl Silence {
+    /// Notes it, and logs it when it changes.
+    pub fn say(&self, is_silent: bool) {
+        match (self.0.swap(is_silent, Ordering::Relaxed), is_silent) {
+            (false, true) => tracing::warn!("the bus acknowledges nothing"),
+            (true, false) => tracing::info!("the bus acknowledges again"),
+            (false, false) | (true, true) => {}
+        }
+    }
+
+    /// Whether it was said.
+    pub fn is_heard(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The bus as the probes see it.
-pub struct BusPart(pub Arc<dyn Bus>);
+pub struct BusPart {
+    /// The bus.
+    pub bus: Arc<dyn Bus>,
+    /// What its publisher says.
+    pub silence: Arc<Silence>,
+}
 
 impl Part for BusPart {
     fn name(&self) -> &'static str {
@@ -349,15 +377,16 @@ impl Part for BusPart {
     }
 
     fn is_waited_for(&self) -> bool {
-        *self.0.state().borrow() != BusState::Up
+        *self.bus.state().borrow() != BusState::Up || self.silence.is_heard()
     }
 
     fn describe(&self) -> Value {
-        let state = self.0.state().borrow().clone();
+        let state = self.bus.state().borrow().clone();
+        let is_silent = state == BusState::Up && self.silence.is_heard();
         json!({
-            "state": state.name(),
-            "why": state.why(),
-            "stream": self.0.stream().map(|stream| stream.identity),
+            "state": if is_silent { "silent" } else { state.name() },
+            "why": if is_silent { Some("nothing is acknowledged") } else { state.why() },
+            "stream": self.bus.stream().map(|stream| stream.identity),
         })
     }
 }

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::app::AppError;
 use crate::bus::BusError;
 use crate::clock;
+use crate::pipeline::OutboxError;
 use crate::settings::{Environment, Problems};
 use crate::telemetry::logs::with_causes;
 
@@ -81,6 +82,12 @@ impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
         let text = with_causes(&error);
         if error.is_configuration() { Self::Configuration(text) } else { Self::Failed(text) }
+    }
+}
+
+impl From<OutboxError> for Failure {
+    fn from(error: OutboxError) -> Self {
+        AppError::from(error).into()
     }
 }
 

@@ -1,5 +1,7 @@
 //! `DATA_DIR`: one holder at a time, who is named to the next one.
 
+pub mod medium;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};

@@ -29,6 +29,7 @@ pub mod sim;
 pub mod clock;
 pub mod data_dir;
 pub mod recent;
+pub mod redb_file;
 pub mod retry;
 pub mod secret;
 pub mod settings;

@@ -7,6 +7,7 @@ mod enrich;
 mod intake;
 mod look_back;
 mod metrics;
+mod outbox;
 mod publish;
 #[cfg(test)]
 mod tests_support;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 pub use enrich::{Enrich, Enriched};
 pub use intake::{Door, Intake, IntakeArgs, IntakeConfig, KnownIds, Offered, Patience, open_door};
 pub use metrics::PipelineMetrics;
+pub use outbox::{Bounds, Outbox, OutboxArgs, OutboxConfig, OutboxError, OutboxMetrics, OutboxPart};
 pub use publish::{Publish, PublishArgs, PublishConfig};
 
 /// Carries events from the door to the stream, until the door is closed and everything is settled, or the bus is
@@ -27,7 +29,7 @@ pub async fn run(door: Door, enrich: Enrich, publish: Publish) {
     // One batch is on its way from the one to the other.
     let (enriched, to_publish) = mpsc::channel(1);
     let largest = publish.largest_message();
-    let mut publishing = pin!(publish.run(to_publish));
+    let mut publishing = pin!(publish.run(to_publish, door.closing()));
     tokio::select! {
         biased;
         () = &mut publishing => return,

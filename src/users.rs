@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::bus::{Bus, BusState};
+use crate::bus::{Bus, BusState, Message};
 use crate::clock::Clock;
 use crate::retry::Backoff;
 use crate::status::Part;
@@ -105,6 +105,19 @@ impl Users {
     pub fn acked(&self, key: &Arc<str>, id: Uuid, position: u64) {
         self.0.table().acked(key, id, position);
         self.0.changed.notify_one();
+    }
+
+    /// An event of this instance is in the outbox: an opening need not wait for it any longer.
+    pub fn stored(&self, key: &Arc<str>, id: Uuid) {
+        self.0.table().stored(key, id);
+        self.0.changed.notify_one();
+    }
+
+    /// This event of an earlier run lies in the outbox.
+    pub fn recovered(&self, message: &Message) {
+        if let Some((key, seen)) = projection::counted(&message.kind, message.id, message.by_user.as_ref()) {
+            self.0.table().recovered(key, seen);
+        }
     }
 
     /// An event of this instance became a dead letter, or was lost with the bus.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::bus::{BusArgs, BusConfig, Driver};
 use crate::http::{HttpArgs, HttpConfig};
-use crate::pipeline::{IntakeArgs, IntakeConfig, PublishArgs, PublishConfig};
+use crate::pipeline::{IntakeArgs, IntakeConfig, OutboxArgs, OutboxConfig, PublishArgs, PublishConfig};
 use crate::settings::{self, Environment, Problems};
 use crate::source::twitch::{SharedChatMode, TwitchArgs, TwitchConfig};
 use crate::store::{StoreArgs, StoreConfig, StoreDriver};
@@ -42,6 +42,8 @@ pub struct PathArgs {
     intake: IntakeArgs,
     #[command(flatten)]
     publish: PublishArgs,
+    #[command(flatten)]
+    outbox: OutboxArgs,
     #[command(flatten)]
     bus: BusArgs,
     #[command(flatten)]
@@ -81,6 +83,8 @@ pub struct PathConfig {
     pub(super) intake: IntakeConfig,
     #[serde(flatten)]
     pub(super) publish: PublishConfig,
+    #[serde(flatten)]
+    pub(super) outbox: OutboxConfig,
     /// The bus.
     #[serde(flatten)]
     pub bus: BusConfig,
@@ -122,6 +126,7 @@ impl PathArgs {
         let twitch = self.twitch.check(environment, problems);
         let intake = self.intake.check(problems);
         let publish = self.publish.check(problems);
+        let outbox = self.outbox.check(environment, problems);
         let bus = self.bus.check(environment, problems);
         let store = self.store.check(environment, problems);
         let writes_cost = store.as_ref().is_some_and(|store| store.driver == StoreDriver::Firestore);
@@ -131,6 +136,7 @@ impl PathArgs {
             twitch: twitch?,
             intake: intake?,
             publish: publish?,
+            outbox: outbox?,
             bus: bus?,
             enrich: enrich?,
             store: store?,

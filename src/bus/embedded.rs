@@ -24,6 +24,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::envelope::SubjectTemplate;
+use crate::redb_file::FileError;
 use crate::telemetry::logs::with_causes;
 use file::StreamFile;
 
@@ -42,20 +43,9 @@ const RETENTION_PERIOD: Duration = Duration::from_mins(1);
 /// Why the file cannot be used.
 #[derive(Debug, Error)]
 pub enum EmbeddedError {
-    /// Opening or reading failed.
-    #[error("the embedded stream cannot be read")]
-    Read(#[source] Box<redb::Error>),
-    /// Writing failed; usually the disk.
-    #[error("the embedded stream cannot be written")]
-    Write(#[source] Box<redb::Error>),
-    /// The file is of a later version of Inlet.
-    #[error("the embedded stream has format {found}, this version of Inlet knows up to {known}")]
-    NewerFormat {
-        /// The file's.
-        found: u64,
-        /// Ours.
-        known: u64,
-    },
+    /// The file cannot be opened, read or written; or it is of a later version of Inlet.
+    #[error("the embedded stream {0}")]
+    File(#[from] FileError),
     /// A row is not what was written.
     #[error("the embedded stream is damaged at position {position}")]
     Damaged {
@@ -73,7 +63,7 @@ pub enum EmbeddedError {
 impl EmbeddedError {
     /// Whether trying again can help: a full disk can be emptied.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Write(_))
+        matches!(self, Self::File(error) if error.is_transient())
     }
 }
 

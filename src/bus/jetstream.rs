@@ -28,13 +28,13 @@ use crate::tasks::Tasks;
 use crate::tls::TlsConfig;
 use session::{Session, gone};
 
-/// Waits between attempts to connect.
+/// Waits between attempts to connect. What has gathered meanwhile is to be sent soon.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// How often the stream is looked at while all seems well: it may be deleted or changed by somebody else, and a
-/// publisher may hear nothing of it.
-const CHECK_PERIOD: Duration = Duration::from_secs(15);
+/// publisher may hear nothing of it; and a server whose `JetStream` answers nothing is noticed within 15 s.
+const CHECK_PERIOD: Duration = Duration::from_secs(8);
 
 /// Settings of NATS.
 #[derive(Debug, Clone, Args)]

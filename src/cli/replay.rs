@@ -15,7 +15,7 @@ use tokio_util::io::ReaderStream;
 use super::client::{ClientArgs, Service};
 use super::tail::Printer;
 use super::{Failure, checked};
-use crate::app::{AppArgs, AppConfig, lay_path, open_bus, open_users};
+use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_users};
 use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
@@ -132,7 +132,8 @@ async fn here(
     let before = if args.show { Some(end_of(&bus).await?) } else { None };
     let users = open_users(path, &config.data_dir, &bus, &registry, &clock)?;
     let mut tasks = Tasks::new();
-    let intake = lay_path(path, &bus, users.as_ref(), (&metrics, &clock), &mut tasks);
+    let around = Around::new(&bus, users.as_ref(), &metrics, &clock);
+    let intake = lay_path(path, around, &mut tasks).await?;
     let door = ReplayDoor::new(intake, Normalizer::new(Origin::Replay, path.shared_chat(), twitch), clock);
     let replayed =
         door.replay(input).await.map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
@@ -191,12 +192,13 @@ async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> 
 }
 
 fn summarize(args: &ReplayArgs, outcomes: Outcomes) -> Result<(), Failure> {
-    let Outcomes { received, published, duplicates, dead_lettered, refused, lost } = outcomes;
+    let Outcomes { received, published, stored, duplicates, dead_lettered, refused, lost } = outcomes;
     let line = if args.json {
         serde_json::to_string(&outcomes).unwrap_or_default()
     } else {
+        let stored = if stored > 0 { format!("{stored} in the outbox, ") } else { String::new() };
         format!(
-            "{received} received: {published} published, {duplicates} known, {dead_lettered} dead letters"
+            "{received} received: {published} published, {stored}{duplicates} known, {dead_lettered} dead letters"
         )
     };
     // The summary of a human's run goes beside the envelopes, not among them.

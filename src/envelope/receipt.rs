@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 pub enum Outcome {
     /// In the stream.
     Published,
+    /// In the outbox, from where it gets into the stream.
+    Stored,
     /// Known at the door, or in the stream already.
     Duplicate,
     /// A dead letter.
@@ -29,6 +31,7 @@ pub struct Receipt {
 struct Counts {
     given: AtomicU64,
     published: AtomicU64,
+    stored: AtomicU64,
     duplicates: AtomicU64,
     dead_lettered: AtomicU64,
     refused: AtomicU64,
@@ -51,6 +54,9 @@ pub struct Outcomes {
     pub received: u64,
     /// In the stream now.
     pub published: u64,
+    /// In the outbox, because the stream was away: they get there by themselves.
+    #[serde(default)]
+    pub stored: u64,
     /// There before.
     pub duplicates: u64,
     /// Dead letters.
@@ -59,6 +65,13 @@ pub struct Outcomes {
     pub refused: u64,
     /// Let in, and the service ended before it was settled.
     pub lost: u64,
+}
+
+impl Outcomes {
+    /// Events that are in the stream because of this, or will be.
+    pub fn accepted(&self) -> u64 {
+        self.published + self.stored
+    }
 }
 
 impl Receipt {
@@ -79,6 +92,7 @@ impl Receipt {
             let came_back = self.counts.came_back.notified();
             let outcomes = self.outcomes();
             let back = outcomes.published
+                + outcomes.stored
                 + outcomes.duplicates
                 + outcomes.dead_lettered
                 + outcomes.refused
@@ -95,6 +109,7 @@ impl Receipt {
         Outcomes {
             received: of(&self.counts.given),
             published: of(&self.counts.published),
+            stored: of(&self.counts.stored),
             duplicates: of(&self.counts.duplicates),
             dead_lettered: of(&self.counts.dead_lettered),
             refused: of(&self.counts.refused),
@@ -114,6 +129,7 @@ impl Drop for Slip {
     fn drop(&mut self) {
         let count = match self.outcome {
             Some(Outcome::Published) => &self.counts.published,
+            Some(Outcome::Stored) => &self.counts.stored,
             Some(Outcome::Duplicate) => &self.counts.duplicates,
             Some(Outcome::DeadLettered) => &self.counts.dead_lettered,
             Some(Outcome::Refused) => &self.counts.refused,
@@ -131,9 +147,10 @@ mod tests {
     #[tokio::test]
     async fn the_wait_ends_when_every_slip_is_back_however_it_came() {
         let receipt = Receipt::new();
-        let slips: Vec<_> = (0..5).map(|_| receipt.slip()).collect();
+        let slips: Vec<_> = (0..6).map(|_| receipt.slip()).collect();
         let outcomes = [
             Some(Outcome::Published),
+            Some(Outcome::Stored),
             Some(Outcome::Duplicate),
             Some(Outcome::DeadLettered),
             Some(Outcome::Refused),
@@ -149,8 +166,15 @@ mod tests {
             }
         };
         let (all, ()) = tokio::join!(receipt.all_back(), settling);
-        let expected =
-            Outcomes { received: 5, published: 1, duplicates: 1, dead_lettered: 1, refused: 1, lost: 1 };
+        let expected = Outcomes {
+            received: 6,
+            published: 1,
+            stored: 1,
+            duplicates: 1,
+            dead_lettered: 1,
+            refused: 1,
+            lost: 1,
+        };
         assert_eq!(all, expected);
     }
 }

@@ -25,6 +25,8 @@ use crate::users::{Kind, Meeting, Met, Seen, Users, Visit};
 pub struct Enriched {
     pub(super) origin: Origin,
     pub(super) taken_in: Instant,
+    /// When its bytes were. From here on it has to be acknowledged or on disk in time.
+    pub(super) finished: tokio::time::Instant,
     pub(super) not_published_before: Timestamp,
     pub(super) message: Arc<Message>,
     /// Whose event it is, where it is counted.
@@ -32,6 +34,8 @@ pub struct Enriched {
     /// Set when the message is a dead letter.
     pub(super) dead_letter: Option<DeadLetterReason>,
     pub(super) slip: Option<Slip>,
+    /// The row of the outbox that holds it.
+    pub(super) row: Option<u64>,
 }
 
 /// The stage.
@@ -124,11 +128,12 @@ impl Enrich {
     }
 
     fn write(&self, drafts: Vec<Draft>, decided: Vec<Told>, largest: usize) -> Vec<Enriched> {
-        let now = self.clock.now();
+        let (now, finished) = (self.clock.now(), tokio::time::Instant::now());
         let pairs = drafts.into_iter().zip(decided);
         pairs
             .map(|(mut draft, told)| Enriched {
                 slip: draft.slip.take(),
+                finished,
                 ..self.one(&draft, &told, largest, now)
             })
             .collect()
@@ -184,7 +189,7 @@ impl Enrich {
             }
         };
         let id = MessageId::of_event(draft.id);
-        let message = Message { subject, id, kind: event.kind.as_str(), by_user, payload };
+        let message = Message { subject, id, kind: event.kind.as_str().into(), by_user, payload };
         let size = message.payload.len() + message.headers_size();
         if size > largest || is_too_large {
             let letter = DeadLetter {
@@ -201,11 +206,13 @@ impl Enrich {
         Enriched {
             origin: draft.origin,
             taken_in: draft.taken_in,
+            finished: draft.taken_in.into(),
             not_published_before: draft.not_published_before,
             message: Arc::new(message),
             user,
             dead_letter: None,
             slip: None,
+            row: None,
         }
     }
 
@@ -221,11 +228,13 @@ impl Enrich {
         Enriched {
             origin: draft.origin,
             taken_in: draft.taken_in,
+            finished: draft.taken_in.into(),
             not_published_before: draft.not_published_before,
             message: Arc::new(dead_letter_message(letter, draft.id, self.subjects.dead_letters(), largest)),
             user: None,
             dead_letter: Some(letter.reason),
             slip: None,
+            row: None,
         }
     }
 }
@@ -294,7 +303,7 @@ pub(super) fn dead_letter_message(
     let mut message = Message {
         subject,
         id: MessageId::of_dead_letter(event),
-        kind: DEAD_LETTER_TYPE,
+        kind: DEAD_LETTER_TYPE.into(),
         by_user: None,
         payload: Bytes::new(),
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::metrics::{PipelineMetrics, RefusedReason};
 use crate::clock::Clock;
@@ -99,11 +99,14 @@ pub struct Offered {
 pub struct Intake {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Admitted>,
+    /// Says by its end that the door is closed.
+    _open: watch::Sender<()>,
 }
 
 /// The inside of the door.
 pub struct Door {
     queue: mpsc::Receiver<Admitted>,
+    open: watch::Receiver<()>,
 }
 
 struct Shared {
@@ -184,10 +187,17 @@ pub fn open_door(config: IntakeConfig, metrics: Arc<PipelineMetrics>, clock: Clo
         metrics,
         clock,
     };
-    (Intake { shared: Arc::new(shared), queue: sender }, Door { queue: receiver })
+    let (open, seen_open) = watch::channel(());
+    let intake = Intake { shared: Arc::new(shared), queue: sender, _open: open };
+    (intake, Door { queue: receiver, open: seen_open })
 }
 
 impl Door {
+    /// Ends when nobody can bring anything to the door any more, whatever it still holds.
+    pub fn closing(&self) -> watch::Receiver<()> {
+        self.open.clone()
+    }
+
     /// The next batch; `None` when the door is closed and empty. Small batches that wait together go on together: what
     /// is behind the door (a read, a commit, a flush) costs the same for one event as for many.
     pub async fn next(&mut self) -> Option<Vec<Draft>> {

@@ -2,8 +2,11 @@
 //! stream itself is asked whether it holds it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -16,48 +19,75 @@ const MARGIN: Duration = Duration::from_mins(1);
 /// A stream that brings nothing for this long is away.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A reading of another stream than the expected one is not repeated for so long.
+const AT_ODDS: Duration = Duration::from_secs(1);
+
 /// Ids kept from one reading. Of a longer stretch only those that were asked for are kept.
 const MOST_IDS: usize = 1_000_000;
 
-/// What the last reading found.
-#[derive(Debug, Default)]
+/// What the last reading found, and the one that is under way.
+#[derive(Default)]
 pub(super) struct LookBack {
     found: Option<Found>,
+    reading: Option<BoxFuture<'static, Result<Found, BusError>>>,
 }
 
-#[derive(Debug)]
 struct Found {
     /// Of the stream that was read.
     identity: String,
     from: Timestamp,
     read_at: Instant,
     positions: HashMap<MessageId, u64>,
+    /// The ids that it was about: whether they were found is known.
+    asked: HashSet<MessageId>,
     /// Whether every id of the stretch is in `positions`.
     is_complete: bool,
 }
 
 impl LookBack {
-    /// Makes sure that the stream was read from `from` on, lately enough; `asked` are the ids it is about.
-    /// What is read stays good for half of `duplicate_window`: whatever is published after it was read is still
-    /// known to the stream for that long.
-    pub(super) async fn ensure(
-        &mut self,
+    /// Whether the stream was read from `from` on, lately enough, for the ids asked for. What is read stays good for half
+    /// of `duplicate_window`: whatever is published after it was read is still known to the stream for that long.
+    pub(super) fn is_good(
+        &self,
         bus: &dyn Bus,
         from: Timestamp,
         duplicate_window: Duration,
         asked: &HashSet<MessageId>,
-    ) -> Result<(), BusError> {
+    ) -> bool {
         let stream = bus.stream();
-        let good = self.found.as_ref().is_some_and(|found| {
-            stream.as_ref().is_some_and(|stream| stream.identity == found.identity)
-                && found.is_complete
+        self.found.as_ref().is_some_and(|found| {
+            stream.is_some_and(|stream| stream.identity == found.identity)
+                && (found.is_complete || found.asked.is_superset(asked))
                 && found.from <= from
                 && found.read_at.elapsed() < duplicate_window / 2
-        });
-        if !good {
-            self.found = None;
-            self.found = Some(read(bus, from, asked).await?);
-        }
+        })
+    }
+
+    /// Whether another stream was read just now than the one that the bus is attached to.
+    pub(super) fn is_at_odds(&self, bus: &dyn Bus) -> bool {
+        self.found.as_ref().is_some_and(|found| {
+            found.read_at.elapsed() < AT_ODDS
+                && bus.stream().is_none_or(|stream| stream.identity != found.identity)
+        })
+    }
+
+    /// Begins to read from `from` on.
+    pub(super) fn begin(&mut self, bus: Arc<dyn Bus>, from: Timestamp, asked: HashSet<MessageId>) {
+        self.found = None;
+        self.reading = Some(async move { read(&*bus, from, asked).await }.boxed());
+    }
+
+    /// Whether the stream is being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// Waits until what was begun is read; for ever if nothing was. Cancel safe.
+    pub(super) async fn finished(&mut self) -> Result<(), BusError> {
+        let Some(reading) = &mut self.reading else { return std::future::pending().await };
+        let found = reading.await;
+        self.reading = None;
+        self.found = Some(found?);
         Ok(())
     }
 
@@ -67,13 +97,13 @@ impl LookBack {
     }
 }
 
-async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Result<Found, BusError> {
+async fn read(bus: &dyn Bus, from: Timestamp, asked: HashSet<MessageId>) -> Result<Found, BusError> {
     let read_at = Instant::now();
     let start =
         Start::Time(from.checked_sub(MARGIN).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH));
     let mut follower = in_time(bus.follow(start, Wanted::Headers)).await??;
     let identity = follower.identity.clone();
-    let mut found = Found { identity, from, read_at, positions: HashMap::new(), is_complete: true };
+    let mut found = Found { identity, from, read_at, positions: HashMap::new(), asked, is_complete: true };
     loop {
         let Some(batch) = in_time(follower.next()).await? else {
             return Err(BusError::Interrupted("it ended".to_owned()));
@@ -82,7 +112,7 @@ async fn read(bus: &dyn Bus, from: Timestamp, asked: &HashSet<MessageId>) -> Res
         let is_end = batch.is_end();
         for stored in batch.messages {
             let Some(id) = stored.id else { continue };
-            if found.positions.len() < MOST_IDS || asked.contains(&id) {
+            if found.positions.len() < MOST_IDS || found.asked.contains(&id) {
                 found.positions.entry(id).or_insert(stored.position);
             } else {
                 found.is_complete = false;

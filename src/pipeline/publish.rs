@@ -3,8 +3,13 @@
 //! Messages go out in a window; each has its own deadline. When one fails, nothing new is sent until the whole
 //! window is settled and what failed was sent again and acknowledged, under the same ids: so order is kept, and
 //! a repetition does no harm.
+//!
+//! What has no ack in time, and everything while the bus is away, goes into the [outbox](super::outbox). Events that are
+//! read back from there, in front of all others, are sent like those that come.
 
 mod config;
+mod settle;
+mod store;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,14 +19,14 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::enrich::{Enriched, dead_letter_message};
+use super::enrich::Enriched;
 use super::look_back::LookBack;
 use super::metrics::PipelineMetrics;
+use super::outbox::{Outbox, Stored};
 use super::window::Window;
-use crate::bus::{Ack, Bus, BusState, Lane, Message, Numbered, Refusal, Settled, TransientCause};
+use crate::bus::{Ack, Bus, BusError, BusState, Lane, Numbered, Settled, Silence};
 use crate::clock::Clock;
-use crate::envelope::deadletter::Original;
-use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome, SubjectTemplate};
+use crate::envelope::{MessageId, SubjectTemplate};
 use crate::retry::Backoff;
 use crate::users::Users;
 
@@ -29,6 +34,9 @@ pub use config::{PublishArgs, PublishConfig};
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// Something is under way, and nothing was acknowledged for so long: then the bus is not well, whatever else it answers.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 
 /// Until the stream was seen for the first time: what a NATS server takes by default, and the window of a stream
 /// that Inlet makes.
@@ -56,6 +64,10 @@ enum Happened {
     Time,
     /// No need to wait any longer.
     BusIsBack,
+    /// The outbox answered.
+    Stored(Stored),
+    /// The stream was read back.
+    LookedBack(Result<(), BusError>),
 }
 
 /// The stage.
@@ -69,12 +81,22 @@ pub struct Publish {
     metrics: Arc<PipelineMetrics>,
     clock: Clock,
     window: Window,
-    /// In order behind the window.
+    /// Read back from the outbox, in order behind the window.
+    ready: VecDeque<Enriched>,
+    /// In order behind what is in the outbox, and else behind the window.
     waiting: VecDeque<Enriched>,
+    outbox: Option<Outbox>,
+    /// Numbers of dead letters whose events lie on disk.
+    buried: Vec<u64>,
+    /// The door is closed: what is on its way is the last.
+    is_closing: bool,
     mode: Mode,
     backoff: Backoff,
     look_back: LookBack,
     is_bus_gone: bool,
+    /// Since when something is under way and nothing is acknowledged.
+    unacked_since: Option<Instant>,
+    silence: Arc<Silence>,
 }
 
 impl Publish {
@@ -96,12 +118,25 @@ impl Publish {
             metrics,
             clock,
             window: Window::default(),
+            ready: VecDeque::new(),
             waiting: VecDeque::new(),
+            outbox: None,
+            buried: Vec::new(),
+            is_closing: false,
             mode: Mode::Flowing,
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             look_back: LookBack::default(),
             is_bus_gone: false,
+            unacked_since: None,
+            silence: Arc::default(),
         }
+    }
+
+    /// The same, saying there when nothing is acknowledged.
+    #[must_use]
+    pub fn saying(mut self, silence: Arc<Silence>) -> Self {
+        self.silence = silence;
+        self
     }
 
     /// Asks for the largest message the bus takes, as far as is known, in bytes.
@@ -110,13 +145,20 @@ impl Publish {
         move || largest_message(&*bus)
     }
 
-    /// Publishes what comes, in order, until nothing more will come and everything is settled, or the bus is gone.
-    pub(super) async fn run(mut self, mut events: mpsc::Receiver<Vec<Enriched>>) {
+    /// Publishes what comes, in order, until nothing more will come and everything is settled, or safe in the outbox of a
+    /// bus that is away, or the bus is gone. The end of `closing` says that what is on its way is the last.
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Vec<Enriched>>,
+        mut closing: watch::Receiver<()>,
+    ) {
         let mut is_open = true;
         loop {
             self.send_what_may_go().await;
-            if self.is_bus_gone || !is_open && self.is_settled() {
-                return;
+            self.store_what_is_due().await;
+            self.listen_for_silence();
+            if self.is_done(is_open) {
+                break;
             }
             tokio::select! {
                 biased;
@@ -125,35 +167,66 @@ impl Publish {
                     Some(batch) => self.waiting.extend(batch),
                     None => is_open = false,
                 },
+                // Nothing is ever sent on it.
+                _ = closing.changed(), if !self.is_closing => self.is_closing = true,
             }
         }
-    }
-
-    /// Whether everything accepted is settled.
-    fn is_settled(&self) -> bool {
-        self.window.is_empty() && self.waiting.is_empty()
+        if let Some(outbox) = self.outbox {
+            outbox.close().await;
+        }
     }
 
     /// Whether there is room for another batch.
     fn wants_more(&self) -> bool {
-        self.mode == Mode::Flowing && self.waiting.is_empty() && self.room() > 0
+        match self.outbox.as_ref().filter(|outbox| outbox.is_well()) {
+            // What waits is on disk in time.
+            Some(_) => self.waiting.len() < if self.is_behind_disk() { self.config.max_in_flight } else { 1 },
+            None => {
+                self.mode == Mode::Flowing && self.waiting.is_empty() && self.may_send() && self.room() > 0
+            }
+        }
+    }
+
+    /// Whether what waits may be sent without waiting for what lies in front of it.
+    fn may_send(&self) -> bool {
+        let is_in_front = |outbox: &Outbox| outbox.has_unread() || outbox.is_writing_unsent();
+        self.ready.is_empty() && !self.outbox.as_ref().is_some_and(is_in_front)
     }
 
     /// Waits for an answer, a deadline, or the end of a wait. Cancel safe.
     async fn next(&mut self) -> Happened {
-        let (timer, is_waiting) = match self.mode {
-            Mode::Waiting(until) => (Some(until), true),
-            Mode::Flowing | Mode::Settling | Mode::Repeating => {
-                (self.window.oldest_sent_at().map(|sent_at| sent_at + self.config.ack_wait), false)
+        let is_waiting = matches!(self.mode, Mode::Waiting(_));
+        let timer = self.wakes_at();
+        let Self { lane, bus_state, outbox, look_back, is_bus_gone, .. } = self;
+        let stored = async {
+            match outbox {
+                Some(outbox) => outbox.answer().await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
             // Answers that lie there already come before a deadline that has passed meanwhile.
             biased;
-            settled = self.lane.settled.recv() => Happened::Settled(settled),
+            settled = lane.settled.recv(), if !*is_bus_gone => Happened::Settled(settled),
+            stored = stored => Happened::Stored(stored),
+            read = look_back.finished() => Happened::LookedBack(read),
             () = async { sleep_until(timer.unwrap_or_else(Instant::now)).await }, if timer.is_some() => Happened::Time,
-            () = came_up(&mut self.bus_state), if is_waiting => Happened::BusIsBack,
+            () = came_up(bus_state), if is_waiting => Happened::BusIsBack,
         }
+    }
+
+    /// The first deadline.
+    fn wakes_at(&self) -> Option<Instant> {
+        let attempt = match self.mode {
+            _ if self.is_bus_gone => None,
+            Mode::Waiting(until) => Some(until).filter(|_| !self.look_back.is_reading()),
+            Mode::Flowing | Mode::Settling | Mode::Repeating => {
+                self.window.oldest_sent_at().map(|sent_at| sent_at + self.config.ack_wait)
+            }
+        };
+        let silent =
+            self.unacked_since.filter(|_| !self.silence.is_heard()).map(|since| since + LONGEST_SILENCE);
+        [attempt, silent, self.stores_at()].into_iter().flatten().min()
     }
 
     /// Acts on what [`Publish::next`] saw.
@@ -165,13 +238,20 @@ impl Publish {
                 }
             }
             Happened::Settled(None) => {
-                tracing::error!(
-                    events = self.window.len() + self.waiting.len(),
-                    "the bus is gone; these are lost"
-                );
+                tracing::error!(events = self.metrics.pending.get(), "the bus is gone");
                 self.is_bus_gone = true;
             }
             Happened::BusIsBack => self.mode = Mode::Waiting(Instant::now()),
+            Happened::Stored(stored) => self.stored(stored).await,
+            Happened::LookedBack(Ok(())) => {}
+            Happened::LookedBack(Err(error)) => {
+                if error.is_transient() {
+                    tracing::debug!(error = %error, "could not look back; trying again");
+                } else {
+                    tracing::error!(error = %error, "cannot look back; nothing late is sent until that is mended");
+                }
+                self.mode = Mode::Waiting(Instant::now() + self.backoff.next_wait());
+            }
             Happened::Time => {
                 if let Some(before) = Instant::now().checked_sub(self.config.ack_wait) {
                     self.window.expire(before);
@@ -180,15 +260,32 @@ impl Publish {
         }
     }
 
+    /// Notes whether nothing is acknowledged though something is under way.
+    fn listen_for_silence(&mut self) {
+        self.unacked_since =
+            if self.window.is_empty() { None } else { self.unacked_since.or_else(|| Some(Instant::now())) };
+        let is_silent = self.unacked_since.is_some_and(|since| since.elapsed() >= LONGEST_SILENCE);
+        self.silence.say(is_silent);
+    }
+
     /// Sends what the mode allows: what failed before, or new events as far as the window has room.
     async fn send_what_may_go(&mut self) {
         loop {
             self.update_mode();
             match self.mode {
+                _ if self.look_back.is_reading() || self.is_bus_gone => break,
                 Mode::Waiting(until) if until <= Instant::now() => self.repeat().await,
-                Mode::Flowing if self.room() > 0 && !self.waiting.is_empty() => self.send_new().await,
+                Mode::Flowing if self.room() > 0 && !self.ready.is_empty() => self.send_new(true).await,
+                Mode::Flowing if self.room() > 0 && !self.waiting.is_empty() && self.may_send() => {
+                    self.send_new(false).await;
+                }
                 Mode::Flowing | Mode::Settling | Mode::Waiting(_) | Mode::Repeating => break,
             }
+        }
+        if let (Mode::Flowing, Some(outbox)) = (self.mode, &mut self.outbox)
+            && self.ready.len() < self.config.max_in_flight
+        {
+            outbox.read_ahead();
         }
         self.metrics.publish_in_flight.set(i64::try_from(self.window.sent_count()).unwrap_or(i64::MAX));
     }
@@ -212,15 +309,19 @@ impl Publish {
         };
     }
 
-    async fn send_new(&mut self) {
-        let count = self.room().min(self.waiting.len());
-        let asked = Late::among(self.waiting.iter().take(count), self.late_before());
-        if !self.look_back_for(asked).await {
+    /// Sends events that were not sent before, from the outbox or from those that came.
+    async fn send_new(&mut self, is_from_outbox: bool) {
+        let late_before = self.late_before();
+        let events = if is_from_outbox { &self.ready } else { &self.waiting };
+        let count = self.room().min(events.len());
+        let asked = Late::among(events.iter().take(count), late_before);
+        if !self.has_looked_back_for(asked) {
             return;
         }
         let now = Instant::now();
         let mut batch = Vec::with_capacity(count);
-        for event in self.waiting.drain(..count).collect::<Vec<_>>() {
+        let events = if is_from_outbox { &mut self.ready } else { &mut self.waiting };
+        for event in events.drain(..count).collect::<Vec<_>>() {
             let known = self.known_position(&event);
             let message = Arc::clone(&event.message);
             let number = self.window.push(event, now);
@@ -235,7 +336,7 @@ impl Publish {
     /// Sends again what failed, in order.
     async fn repeat(&mut self) {
         let asked = Late::among(self.window.failed().map(|(_, slot, _)| &slot.event), self.late_before());
-        if !self.look_back_for(asked).await {
+        if !self.has_looked_back_for(asked) {
             return;
         }
         let now = Instant::now();
@@ -267,23 +368,19 @@ impl Publish {
         }
     }
 
-    /// Reads the stream back for late events. False: not possible now, to be tried again.
-    async fn look_back_for(&mut self, late: Option<Late>) -> bool {
-        let Some(Late { from, ids }) = late else {
+    /// Whether the stream was read back for late events. If not, that is begun; nothing is sent meanwhile.
+    fn has_looked_back_for(&mut self, late: Option<Late>) -> bool {
+        let Some(Late { from, ids }) = late else { return true };
+        if self.look_back.is_good(&*self.bus, from, self.stream_window(), &ids) {
             return true;
-        };
-        match self.look_back.ensure(&*self.bus, from, self.stream_window(), &ids).await {
-            Ok(()) => true,
-            Err(error) => {
-                if error.is_transient() {
-                    tracing::debug!(error = %error, "could not look back; trying again");
-                } else {
-                    tracing::error!(error = %error, "cannot look back; nothing late is sent until that is mended");
-                }
-                self.mode = Mode::Waiting(Instant::now() + self.backoff.next_wait());
-                false
-            }
         }
+        if self.look_back.is_at_odds(&*self.bus) {
+            // Another stream, and the bus has not noticed: it will.
+            self.mode = Mode::Waiting(Instant::now() + self.backoff.next_wait());
+        } else {
+            self.look_back.begin(Arc::clone(&self.bus), from, ids);
+        }
+        false
     }
 
     fn stream_window(&self) -> Duration {
@@ -302,148 +399,6 @@ impl Publish {
         } else {
             None
         }
-    }
-
-    async fn settle(&mut self, number: u64, outcome: Result<Ack, Refusal>) {
-        match outcome {
-            Ok(ack) => self.acknowledge(number, ack),
-            Err(Refusal::Transient(cause)) => self.window.mark_failed(number, cause),
-            Err(refusal) => self.refused(number, refusal).await,
-        }
-    }
-
-    fn acknowledge(&mut self, number: u64, ack: Ack) {
-        let Some(slot) = self.window.get(number) else {
-            return;
-        };
-        let (taken_in, origin, dead_letter) =
-            (slot.event.taken_in, slot.event.origin, slot.event.dead_letter);
-        let slip = slot.event.slip.take();
-        match (&self.users, &slot.event.user, dead_letter) {
-            (Some(users), Some(key), None) => users.acked(key, slot.event.message.id.event, ack.position),
-            (Some(users), Some(key), Some(_)) => users.dead_lettered(key, slot.event.message.id.event),
-            (None, _, _) | (_, None, _) => {}
-        }
-        let Some(since_sent) = self.window.mark_done(number) else {
-            return;
-        };
-        let metrics = &self.metrics;
-        metrics.publish_duration.observe(since_sent.as_secs_f64());
-        metrics.ingest_to_ack.observe(taken_in.elapsed().as_secs_f64());
-        let outcome = match dead_letter {
-            // A dead letter, too: what was there before is the work of an earlier run.
-            _ if ack.duplicate => Outcome::Duplicate,
-            Some(_) => Outcome::DeadLettered,
-            None => Outcome::Published,
-        };
-        match (outcome, dead_letter) {
-            (Outcome::DeadLettered, Some(reason)) => metrics.dead_lettered.of(origin, reason).inc(),
-            (Outcome::Published, _) => metrics.published.of(origin).inc(),
-            _ => metrics.publish_duplicates.inc(),
-        }
-        metrics.pending.dec();
-        if let Some(slip) = slip {
-            slip.settle(outcome);
-        }
-    }
-
-    /// A refusal that will not pass, or that has been given its chances, makes a dead letter of the event.
-    async fn refused(&mut self, number: u64, refusal: Refusal) {
-        let max_attempts = self.config.max_attempts;
-        let Some(slot) = self.window.get(number) else {
-            return;
-        };
-        let reason = match refusal {
-            Refusal::TooLarge => DeadLetterReason::TooLarge,
-            Refusal::BadSubject => DeadLetterReason::BadSubject,
-            Refusal::Other(_) | Refusal::Transient(_) => {
-                slot.attempts += 1;
-                if slot.attempts < max_attempts {
-                    return self.window.mark_failed(number, TransientCause::Unavailable);
-                }
-                DeadLetterReason::Refused
-            }
-        };
-        let (id, is_unknown) = (slot.event.message.id, slot.is_unknown);
-        if slot.event.dead_letter.is_some() {
-            return self.give_up(number, refusal);
-        }
-        // An event that is known to be in the stream is never a dead letter.
-        if let (Some(users), Some(key)) = (&self.users, &slot.event.user)
-            && let Some(position) = users.position_of(key, id.event)
-        {
-            return self.acknowledge(number, Ack { position, duplicate: true });
-        }
-        if is_unknown {
-            match self.stored_position(number, id).await {
-                Ok(Some(position)) => {
-                    return self.acknowledge(number, Ack { position, duplicate: true });
-                }
-                Ok(None) => {}
-                Err(()) => return,
-            }
-        }
-        self.bury(number, reason, refusal).await;
-    }
-
-    /// Whether an event that may have arrived is in the stream. `Err`: cannot be known now, the event stays.
-    async fn stored_position(&mut self, number: u64, id: MessageId) -> Result<Option<u64>, ()> {
-        let window = self.stream_window();
-        let Some(from) = self.window.get(number).map(|slot| slot.event.not_published_before) else {
-            return Err(());
-        };
-        self.look_back = LookBack::default();
-        match self.look_back.ensure(&*self.bus, from, window, &HashSet::from([id])).await {
-            Ok(()) => Ok(self.look_back.position(id)),
-            Err(error) => {
-                tracing::debug!(error = %error, "could not look back before a dead letter");
-                self.window.mark_failed(number, TransientCause::Away);
-                Err(())
-            }
-        }
-    }
-
-    /// Puts a dead letter in the event's place and sends it.
-    async fn bury(&mut self, number: u64, reason: DeadLetterReason, refusal: Refusal) {
-        let (largest, now, subject) =
-            (largest_message(&*self.bus), self.clock.now(), self.subjects.dead_letters());
-        let Some(slot) = self.window.get(number) else {
-            return;
-        };
-        let original = &slot.event.message;
-        tracing::error!(event_id = %original.id.event, error = %refusal, reason = %reason, "the event becomes a dead letter");
-        let letter = DeadLetter {
-            reason,
-            message: &refusal.to_string(),
-            at: now,
-            original_subject: &original.subject,
-            attempts: slot.attempts.max(1),
-            original: Original::Envelope(original.payload.clone()),
-        };
-        let message: Arc<Message> =
-            Arc::new(dead_letter_message(&letter, original.id.event, subject, largest));
-        slot.event.message = Arc::clone(&message);
-        slot.event.dead_letter = Some(reason);
-        slot.attempts = 0;
-        self.window.mark_sent(number, Instant::now());
-        self.send(vec![Numbered { number, message }]).await;
-    }
-
-    /// Not even the dead letter is taken.
-    fn give_up(&mut self, number: u64, refusal: Refusal) {
-        let Some(slot) = self.window.get(number) else {
-            return;
-        };
-        let (id, origin) = (slot.event.message.id, slot.event.origin);
-        // Its slip goes with it, unsettled: whoever waits for it hears that it was lost.
-        slot.event.slip = None;
-        if let (Some(users), Some(key)) = (&self.users, &slot.event.user) {
-            users.dead_lettered(key, id.event);
-        }
-        self.window.mark_done(number);
-        tracing::error!(event_id = %id.event, error = %refusal, "the bus does not take the dead letter; the event is lost");
-        self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();
-        self.metrics.pending.dec();
     }
 }
 

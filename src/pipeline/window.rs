@@ -23,6 +23,8 @@ pub(super) struct Slot {
 enum SlotState {
     Sent,
     Failed(TransientCause),
+    /// Its dead letter has to be on disk before it is sent.
+    Held,
     Done,
 }
 
@@ -39,11 +41,12 @@ impl Window {
     /// Adds an event that is being sent; returns its number.
     pub(super) fn push(&mut self, event: Enriched, now: Instant) -> u64 {
         self.slots.push_back(Slot {
+            // What lay on disk may have been sent by an earlier run.
+            is_unknown: event.row.is_some(),
             event,
             state: SlotState::Sent,
             attempts: 0,
             sent_at: now,
-            is_unknown: false,
         });
         self.sent += 1;
         self.first_number + self.slots.len() as u64 - 1
@@ -71,6 +74,11 @@ impl Window {
         }
     }
 
+    /// It waits for the disk.
+    pub(super) fn mark_held(&mut self, number: u64) {
+        self.mark(number, SlotState::Held);
+    }
+
     /// It is settled; for how long it was under way since it was last sent.
     pub(super) fn mark_done(&mut self, number: u64) -> Option<Duration> {
         let since_sent = self.get(number)?.sent_at.elapsed();
@@ -95,8 +103,14 @@ impl Window {
     pub(super) fn failed(&self) -> impl Iterator<Item = (u64, &Slot, TransientCause)> {
         (self.first_number..).zip(&self.slots).filter_map(|(number, slot)| match slot.state {
             SlotState::Failed(cause) => Some((number, slot, cause)),
-            SlotState::Sent | SlotState::Done => None,
+            SlotState::Sent | SlotState::Held | SlotState::Done => None,
         })
+    }
+
+    /// What is not settled and not on disk, in order.
+    pub(super) fn unstored(&self) -> impl Iterator<Item = (u64, &Slot)> {
+        let numbered = (self.first_number..).zip(&self.slots);
+        numbered.filter(|(_, slot)| slot.state != SlotState::Done && slot.event.row.is_none())
     }
 
     /// When the first of those under way was sent.
@@ -135,7 +149,7 @@ impl Window {
             let count = match state {
                 SlotState::Sent => &mut self.sent,
                 SlotState::Failed(_) => &mut self.failed,
-                SlotState::Done => continue,
+                SlotState::Held | SlotState::Done => continue,
             };
             *count = if added { *count + 1 } else { *count - 1 };
         }

@@ -19,6 +19,7 @@ use super::{
     Collection, Document, DocumentStore, Edits, Fields, Name, StoreError, Version, Write, WriteRefusal,
     document,
 };
+use crate::redb_file::FileError;
 use crate::telemetry::logs::with_causes;
 use file::{Outcome, StoreFile};
 
@@ -37,20 +38,9 @@ const EDITS_KEPT: usize = 1024;
 /// Why the file cannot be used.
 #[derive(Debug, Error)]
 pub enum EmbeddedStoreError {
-    /// Opening or reading failed.
-    #[error("the embedded store cannot be read")]
-    Read(#[source] Box<redb::Error>),
-    /// Writing failed; usually the disk.
-    #[error("the embedded store cannot be written")]
-    Write(#[source] Box<redb::Error>),
-    /// The file is of a later version of Inlet.
-    #[error("the embedded store has format {found}, this version of Inlet knows up to {known}")]
-    NewerFormat {
-        /// The file's.
-        found: u64,
-        /// Ours.
-        known: u64,
-    },
+    /// The file cannot be opened, read or written; or it is of a later version of Inlet.
+    #[error("the embedded store {0}")]
+    File(#[from] FileError),
     /// A document is not what was written.
     #[error("the embedded store is damaged at {name}")]
     Damaged {
@@ -71,7 +61,11 @@ pub enum EmbeddedStoreError {
 impl EmbeddedStoreError {
     /// Whether trying again can help: a full disk can be emptied.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::Ended)
+        match self {
+            Self::File(error) => error.is_transient(),
+            Self::Ended => true,
+            Self::Damaged { .. } | Self::Folder(_) | Self::Writer(_) => false,
+        }
     }
 }
 

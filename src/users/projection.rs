@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::fold::{Kind, Seen};
 use super::{Shared, Users, flush, gauge};
-use crate::bus::{Batch, BusError, BusState, Follower, Start, Stored, StreamInfo, Wanted};
+use crate::bus::{Batch, BusError, BusState, ByUser, Follower, Start, StreamInfo, Wanted};
 use crate::envelope::{EventType, MessageId, id};
 use crate::retry::Backoff;
 use crate::status::Part;
@@ -160,7 +160,8 @@ impl Shared {
         let now = self.clock.now();
         let mut table = self.table();
         for stored in &batch.messages {
-            if let Some((key, seen)) = counted(stored)
+            if let Some(id) = stored.id
+                && let Some((key, seen)) = counted(&stored.kind, id, stored.by_user.as_ref())
                 && (table.holds(key) || id::user_of_key(key).is_some())
             {
                 table.note(key, seen, stored.position, now);
@@ -226,12 +227,15 @@ impl Shared {
 }
 
 /// What concerns a user.
-fn counted(stored: &Stored) -> Option<(&Arc<str>, Seen)> {
-    let by_user = stored.by_user.as_ref()?;
-    let id = stored.id.filter(|id| !id.is_dead_letter)?;
-    let kind = if stored.kind == EventType::ChatMessage.as_str() {
+pub(super) fn counted<'a>(
+    kind: &str,
+    id: MessageId,
+    by_user: Option<&'a ByUser>,
+) -> Option<(&'a Arc<str>, Seen)> {
+    let by_user = by_user.filter(|_| !id.is_dead_letter)?;
+    let kind = if kind == EventType::ChatMessage.as_str() {
         Kind::Message
-    } else if stored.kind == EventType::ChatNotice.as_str() {
+    } else if kind == EventType::ChatNotice.as_str() {
         Kind::Notice
     } else {
         return None;

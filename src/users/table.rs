@@ -262,7 +262,7 @@ impl Table {
         }
         entry.own(visit);
         if !is_known {
-            entry.in_flight.push_back(InFlight { seen: visit.seen, acked: None });
+            entry.in_flight.push_back(InFlight { seen: visit.seen, acked: None, is_stored: false });
             entry.head = Some(Box::new(history));
         }
         Entered::Met(Met { folded, operator })
@@ -274,7 +274,7 @@ impl Table {
         entry.is_recent = true;
         entry.own(visit);
         if !entry.is_pending(&visit.seen) {
-            entry.in_flight.push_back(InFlight { seen: visit.seen, acked: None });
+            entry.in_flight.push_back(InFlight { seen: visit.seen, acked: None, is_stored: false });
             entry.head = None;
         }
     }

@@ -17,6 +17,7 @@ mod fuzz;
 mod harness;
 mod least_privilege;
 mod operator;
+mod outbox;
 mod path;
 mod people;
 mod simulator;

@@ -75,7 +75,7 @@ async fn sigterm_leaves_everything_taken_in_in_the_stream() {
 
 #[tokio::test]
 async fn while_it_drains_the_service_says_so() {
-    let mut nats = Nats::start().await;
+    let nats = Nats::start().await;
     let simulator = Simulator::start(&["--channels", CHANNELS, "--rate", "500"]).await;
     let mut inlet = Inlet::serve(&[
         ("TWITCH_CHANNELS", CHANNELS),
@@ -85,7 +85,8 @@ async fn while_it_drains_the_service_says_so() {
     ])
     .await;
     simulator.has_sent(500).await;
-    nats.kill();
+    // It answers nothing, and for a while nobody knows whether it will.
+    nats.stop().await;
     crate::harness::eventually("events wait", || async {
         (inlet.metrics().await.sum("inlet_events_pending") > 100).then_some(())
     })
@@ -97,11 +98,11 @@ async fn while_it_drains_the_service_says_so() {
         (waiting.contains(&"shutdown".to_owned()) && status == 503).then_some(())
     })
     .await;
-    // The bus does not come back: what is lost is said, and the end comes when it was promised.
+    // The end comes when it was promised, and what was taken in is in the outbox.
     let start = std::time::Instant::now();
-    assert_eq!(inlet.child.wait(Duration::from_secs(9)).await.code(), Some(1));
+    assert_eq!(inlet.child.wait(Duration::from_secs(9)).await.code(), Some(0), "{}", inlet.log());
     assert!(start.elapsed() < Duration::from_millis(4_500), "{:?}", start.elapsed());
-    assert!(inlet.log().contains("were not settled in time"), "{}", inlet.log());
+    assert!(inlet.log().contains("left in the outbox"), "{}", inlet.log());
 }
 
 #[tokio::test]

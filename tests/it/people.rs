@@ -15,16 +15,16 @@ use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::stream::read;
 
 /// What a service of these tests is set to.
-struct Setting {
-    nats: Nats,
-    simulator: Simulator,
+pub struct Setting {
+    pub nats: Nats,
+    pub simulator: Simulator,
     emulator: Option<Project>,
     /// Where the service finds the emulator.
     store_at: String,
 }
 
 impl Setting {
-    async fn new(with_firestore: bool, flags: &[&str]) -> Self {
+    pub async fn new(with_firestore: bool, flags: &[&str]) -> Self {
         let emulator = with_firestore.then(Project::new);
         let store_at = match &emulator {
             Some(emulator) => emulator.address().await.to_string(),
@@ -35,7 +35,7 @@ impl Setting {
     }
 
     /// Settings of a service, on top of which come `more`.
-    async fn serve_in(&self, folder: tempfile::TempDir, more: &[(&str, &str)]) -> Inlet {
+    pub async fn serve_in(&self, folder: tempfile::TempDir, more: &[(&str, &str)]) -> Inlet {
         let (nats, irc) = (self.nats.url(), self.simulator.url());
         let mut settings = vec![
             ("TWITCH_CHANNELS", "people"),
@@ -54,17 +54,17 @@ impl Setting {
         Inlet::serve_in(folder, &settings).await
     }
 
-    async fn serve(&self, more: &[(&str, &str)]) -> Inlet {
+    pub async fn serve(&self, more: &[(&str, &str)]) -> Inlet {
         self.serve_in(tempfile::tempdir().unwrap(), more).await
     }
 
     /// The check's verdict on everything in the stream.
-    async fn judge(&self, flags: &[&str], users: &Documents) -> Value {
+    pub async fn judge(&self, flags: &[&str], users: &Documents) -> Value {
         let found = read(&self.nats.url(), "INLET").await;
         verify(flags, &[&self.simulator.sent_file()], found.iter().map(|message| &message.body), users)
     }
 
-    async fn users(&self) -> Documents {
+    pub async fn users(&self) -> Documents {
         self.emulator.as_ref().unwrap().users().await
     }
 }

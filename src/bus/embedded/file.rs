@@ -1,8 +1,8 @@
 //! The stream's file: rows by the position of their first message, and a few numbers.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,15 +15,12 @@ use crate::bus::{Ack, Batch, Message, Start, Wanted};
 use crate::clock::Clock;
 use crate::envelope::MessageId;
 use crate::recent::Recent;
+use crate::redb_file::{FileError, NUMBERS, RedbFile};
 
 const ROWS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("rows");
-const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
-/// Of this layout. A file with a higher one is left alone.
+/// Of this layout. A file with a higher one is left alone; rows of the one before are read as they are.
 const FORMAT: u64 = 2;
-
-/// What redb may keep in memory; its own default is 1 GiB.
-const CACHE_BYTES: usize = 8 << 20;
 
 /// A row is closed at this size, whatever still waits for the same commit.
 const LARGEST_ROW: usize = 4 << 20;
@@ -43,10 +40,9 @@ pub(super) struct Bounds {
 }
 
 pub(super) struct StreamFile {
-    path: PathBuf,
-    /// `None` only while it is opened again after a failure.
-    database: RwLock<Option<Database>>,
-    tail: Mutex<Tail>,
+    file: RedbFile,
+    /// `None` after a failed write, until it is read again.
+    tail: Mutex<Option<Tail>>,
     head: watch::Sender<u64>,
     created_ns: u64,
     bounds: Bounds,
@@ -64,19 +60,11 @@ struct Tail {
 impl StreamFile {
     pub(super) fn open(path: &Path, bounds: Bounds, clock: Clock) -> Result<Self, EmbeddedError> {
         let now = clock.now();
-        let database = open_database(path)?;
-        let created_ns = prepare(&database, now)?;
-        let tail = recover(&database, bounds, now)?;
+        let file = RedbFile::open(path, FORMAT)?;
+        let created_ns = file.change(|database| prepare(database, now))?;
+        let tail = file.with(|database| recover(database, bounds, now))?;
         let (head, _) = watch::channel(tail.last_position);
-        Ok(Self {
-            path: path.to_owned(),
-            database: RwLock::new(Some(database)),
-            tail: Mutex::new(tail),
-            head,
-            created_ns,
-            bounds,
-            clock,
-        })
+        Ok(Self { file, tail: Mutex::new(Some(tail)), head, created_ns, bounds, clock })
     }
 
     pub(super) fn created_ns(&self) -> u64 {
@@ -91,45 +79,26 @@ impl StreamFile {
     /// Appends what is not known yet, durably, in one commit; the acks come in the order of `messages`. Also
     /// drops what the bounds no longer allow; with no messages it does only that.
     pub(super) fn append(&self, messages: &[&Message]) -> Result<Vec<Ack>, EmbeddedError> {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        let appended = self.with_database(|database| commit(database, &mut tail, messages, self.bounds, now));
-        if let Err(error) = appended {
-            // After a failed write redb refuses everything until the file is opened again.
-            self.open_again(&mut tail)?;
-            return Err(error);
-        }
+        let mut tail = match guard.take() {
+            Some(tail) => tail,
+            None => self.file.with(|database| recover(database, self.bounds, now))?,
+        };
+        // What a failed write leaves is not known before it is read.
+        let acks = self.file.change(|database| commit(database, &mut tail, messages, self.bounds, now))?;
         self.head.send_if_modified(|head| std::mem::replace(head, tail.last_position) != tail.last_position);
-        appended
-    }
-
-    fn with_database<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, EmbeddedError>,
-    ) -> Result<T, EmbeddedError> {
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        match guard.as_ref() {
-            Some(database) => work(database),
-            None => Err(write_error(redb::Error::PreviousIo)),
-        }
-    }
-
-    fn open_again(&self, tail: &mut Tail) -> Result<(), EmbeddedError> {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        // The old handle holds the file's lock.
-        *database = None;
-        let opened = open_database(&self.path)?;
-        *tail = recover(&opened, self.bounds, self.clock.now())?;
-        *database = Some(opened);
-        Ok(())
+        *guard = Some(tail);
+        Ok(acks)
     }
 
     /// The first position that is still held; behind the last, if none is.
     pub(super) fn first_position(&self) -> Result<u64, EmbeddedError> {
         let head = *self.head.borrow();
-        self.with_database(|database| {
-            let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
-            Ok(rows.first().map_err(read_error)?.map_or(head + 1, |(first, _)| first.value()))
+        self.file.with(|database| {
+            let rows =
+                database.begin_read().map_err(FileError::read)?.open_table(ROWS).map_err(FileError::read)?;
+            Ok(rows.first().map_err(FileError::read)?.map_or(head + 1, |(first, _)| first.value()))
         })
     }
 
@@ -139,7 +108,7 @@ impl StreamFile {
             Start::Position(position) => Ok(position),
             Start::Last => Ok(*self.head.borrow()),
             Start::End => Ok(*self.head.borrow() + 1),
-            Start::Time(time) => self.with_database(|database| position_at(database, time)),
+            Start::Time(time) => self.file.with(|database| position_at(database, time)),
         }
     }
 
@@ -147,18 +116,19 @@ impl StreamFile {
     pub(super) fn read(&self, position: u64, content: Wanted) -> Result<(Batch, u64), EmbeddedError> {
         // Read before the rows are: everything up to it is among them.
         let head = *self.head.borrow();
-        self.with_database(|database| {
-            let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
-            let from = match rows.range(..=position).map_err(read_error)?.next_back() {
-                Some(found) => found.map_err(read_error)?.0.value(),
+        self.file.with(|database| {
+            let rows =
+                database.begin_read().map_err(FileError::read)?.open_table(ROWS).map_err(FileError::read)?;
+            let from = match rows.range(..=position).map_err(FileError::read)?.next_back() {
+                Some(found) => found.map_err(FileError::read)?.0.value(),
                 None => position,
             };
             let mut batch = Batch::default();
             let mut is_end = true;
             let mut next = position;
             let mut bytes = 0;
-            for found in rows.range(from..).map_err(read_error)? {
-                let (first, value) = found.map_err(read_error)?;
+            for found in rows.range(from..).map_err(FileError::read)? {
+                let (first, value) = found.map_err(FileError::read)?;
                 let (first, row) = (first.value(), value.value());
                 // Rows follow each other without a gap, unless there is damage between them.
                 next = next.max(first);
@@ -183,38 +153,27 @@ impl StreamFile {
     }
 }
 
-fn open_database(path: &Path) -> Result<Database, EmbeddedError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(read_error)
-}
-
-/// Makes the tables of a new file, checks the format of an old one; returns when it was created.
+/// Makes what a new file lacks; returns when it was created.
 fn prepare(database: &Database, now: Timestamp) -> Result<u64, EmbeddedError> {
-    let writing = database.begin_write().map_err(write_error)?;
+    let writing = database.begin_write().map_err(FileError::write)?;
     let created_ns = {
-        let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
-        let format = numbers.get("format").map_err(read_error)?.map(|number| number.value());
-        if let Some(found) = format.filter(|found| *found > FORMAT) {
-            return Err(EmbeddedError::NewerFormat { found, known: FORMAT });
-        }
-        // Rows of the format before are read as they are.
-        numbers.insert("format", FORMAT).map_err(write_error)?;
-        if format.is_none() {
-            let now_ns = u64::try_from(now.as_nanosecond()).unwrap_or_default();
-            numbers.insert("created_ns", now_ns).map_err(write_error)?;
-        }
-        writing.open_table(ROWS).map_err(write_error)?;
-        numbers.get("created_ns").map_err(read_error)?.map_or(0, |number| number.value())
+        let mut numbers = writing.open_table(NUMBERS).map_err(FileError::write)?;
+        let created_ns = numbers.get("created_ns").map_err(FileError::read)?.map(|number| number.value());
+        let created_ns = created_ns.unwrap_or(u64::try_from(now.as_nanosecond()).unwrap_or_default());
+        numbers.insert("created_ns", created_ns).map_err(FileError::write)?;
+        writing.open_table(ROWS).map_err(FileError::write)?;
+        created_ns
     };
-    writing.commit().map_err(write_error)?;
+    writing.commit().map_err(FileError::write)?;
     Ok(created_ns)
 }
 
 /// Reads back what appending needs: the last position, and the ids of the duplicate window.
 fn recover(database: &Database, bounds: Bounds, now: Timestamp) -> Result<Tail, EmbeddedError> {
-    let reading = database.begin_read().map_err(read_error)?;
-    let numbers = reading.open_table(NUMBERS).map_err(read_error)?;
+    let reading = database.begin_read().map_err(FileError::read)?;
+    let numbers = reading.open_table(NUMBERS).map_err(FileError::read)?;
     let number = |name: &str| -> Result<u64, EmbeddedError> {
-        Ok(numbers.get(name).map_err(read_error)?.map_or(0, |number| number.value()))
+        Ok(numbers.get(name).map_err(FileError::read)?.map_or(0, |number| number.value()))
     };
     let mut tail = Tail {
         known: Recent::new(bounds.duplicate_window, MOST_IDS),
@@ -223,10 +182,10 @@ fn recover(database: &Database, bounds: Bounds, now: Timestamp) -> Result<Tail, 
         bytes: number("bytes")?,
     };
     let oldest = now - bounds.duplicate_window;
-    let rows = reading.open_table(ROWS).map_err(read_error)?;
+    let rows = reading.open_table(ROWS).map_err(FileError::read)?;
     let mut first_in_window = u64::MAX;
-    for found in rows.iter().map_err(read_error)?.rev() {
-        let (first, value) = found.map_err(read_error)?;
+    for found in rows.iter().map_err(FileError::read)?.rev() {
+        let (first, value) = found.map_err(FileError::read)?;
         let Some(header) = row::header(value.value()) else {
             break;
         };
@@ -236,8 +195,8 @@ fn recover(database: &Database, bounds: Bounds, now: Timestamp) -> Result<Tail, 
         }
         first_in_window = first.value();
     }
-    for found in rows.range(first_in_window..).map_err(read_error)? {
-        let (first, value) = found.map_err(read_error)?;
+    for found in rows.range(first_in_window..).map_err(FileError::read)? {
+        let (first, value) = found.map_err(FileError::read)?;
         for stored in row::messages(value.value(), first.value(), Wanted::Headers).unwrap_or_default() {
             if let Some(id) = stored.id {
                 tail.known.insert(key(id), stored.position, stored.stored_at);
@@ -300,22 +259,22 @@ fn write(
     now: Timestamp,
 ) -> Result<u64, EmbeddedError> {
     let added: u64 = new.iter().map(|(_, row)| row.len() as u64).sum();
-    let writing = database.begin_write().map_err(write_error)?;
+    let writing = database.begin_write().map_err(FileError::write)?;
     let bytes = {
-        let mut rows = writing.open_table(ROWS).map_err(write_error)?;
+        let mut rows = writing.open_table(ROWS).map_err(FileError::write)?;
         for (first, row) in new {
-            rows.insert(first, row.as_slice()).map_err(write_error)?;
+            rows.insert(first, row.as_slice()).map_err(FileError::write)?;
         }
         let bytes = drop_beyond(&mut rows, bounds, bytes_before + added, now)?;
-        let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
-        numbers.insert("last_position", last_position).map_err(write_error)?;
-        numbers.insert("bytes", bytes).map_err(write_error)?;
+        let mut numbers = writing.open_table(NUMBERS).map_err(FileError::write)?;
+        numbers.insert("last_position", last_position).map_err(FileError::write)?;
+        numbers.insert("bytes", bytes).map_err(FileError::write)?;
         bytes
     };
     if new.is_empty() && bytes == bytes_before {
-        writing.abort().map_err(write_error)?;
+        writing.abort().map_err(FileError::write)?;
     } else {
-        writing.commit().map_err(write_error)?;
+        writing.commit().map_err(FileError::write)?;
     }
     Ok(bytes)
 }
@@ -328,7 +287,7 @@ fn drop_beyond(
 ) -> Result<u64, EmbeddedError> {
     let oldest = now - bounds.max_age;
     loop {
-        let Some((length, too_old)) = rows.first().map_err(read_error)?.map(|(_, row)| {
+        let Some((length, too_old)) = rows.first().map_err(FileError::read)?.map(|(_, row)| {
             let row = row.value();
             (row.len() as u64, row::header(row).is_none_or(|header| header.stored_at < oldest))
         }) else {
@@ -337,16 +296,16 @@ fn drop_beyond(
         if !too_old && bytes <= bounds.max_bytes {
             return Ok(bytes);
         }
-        rows.pop_first().map_err(write_error)?;
+        rows.pop_first().map_err(FileError::write)?;
         bytes = bytes.saturating_sub(length);
     }
 }
 
 /// First position stored at or after `time`, by halving.
 fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedError> {
-    let rows = database.begin_read().map_err(read_error)?.open_table(ROWS).map_err(read_error)?;
+    let rows = database.begin_read().map_err(FileError::read)?.open_table(ROWS).map_err(FileError::read)?;
     let (Some((first, _)), Some((last, row))) =
-        (rows.first().map_err(read_error)?, rows.last().map_err(read_error)?)
+        (rows.first().map_err(FileError::read)?, rows.last().map_err(FileError::read)?)
     else {
         return Ok(0);
     };
@@ -354,10 +313,10 @@ fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedErro
     let mut high = last.value() + row::header(row.value()).map_or(1, |header| header.count);
     while low < high {
         let middle = low + (high - low) / 2;
-        let Some(found) = rows.range(..=middle).map_err(read_error)?.next_back() else {
+        let Some(found) = rows.range(..=middle).map_err(FileError::read)?.next_back() else {
             break;
         };
-        let (row_first, value) = found.map_err(read_error)?;
+        let (row_first, value) = found.map_err(FileError::read)?;
         let header =
             row::header(value.value()).ok_or(EmbeddedError::Damaged { position: row_first.value() })?;
         if header.stored_at < time {
@@ -372,12 +331,4 @@ fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedErro
 /// Ids of events and of dead letters share a map: a dead letter's is the complement of its event's.
 fn key(id: MessageId) -> u128 {
     if id.is_dead_letter { !id.event.as_u128() } else { id.event.as_u128() }
-}
-
-fn read_error(error: impl Into<redb::Error>) -> EmbeddedError {
-    EmbeddedError::Read(Box::new(error.into()))
-}
-
-fn write_error(error: impl Into<redb::Error>) -> EmbeddedError {
-    EmbeddedError::Write(Box::new(error.into()))
 }

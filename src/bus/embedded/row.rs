@@ -155,7 +155,7 @@ mod tests {
         Message {
             subject: Arc::from("internal.ingress.v1"),
             id: MessageId { event, is_dead_letter: dead },
-            kind: "external.chat.message.v1",
+            kind: "external.chat.message.v1".into(),
             by_user: dead.then(|| ByUser { key: "twitch:1".into(), occurred_at: Timestamp::UNIX_EPOCH }),
             payload: payload.into(),
         }

@@ -170,7 +170,7 @@ async fn send(
 fn headers(message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(header::MESSAGE_ID), message.id.to_text());
-    headers.insert(HeaderName::from_static(header::TYPE), message.kind);
+    headers.insert(HeaderName::from_static(header::TYPE), &*message.kind);
     headers.insert(HeaderName::from_static(header::TRACEPARENT), message.traceparent());
     if let Some(by_user) = &message.by_user {
         headers.insert(HeaderName::from_static(header::USER), &*by_user.key);

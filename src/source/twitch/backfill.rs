@@ -165,7 +165,7 @@ impl Backfill {
             match self.fill(gap, &mut found, intake).await {
                 Ok(()) => {
                     self.set_answered();
-                    let messages = found.receipt.all_back().await.published;
+                    let messages = found.receipt.all_back().await.accepted();
                     return Some(Healed { messages, from: found.oldest, to: found.newest });
                 }
                 Err(error) => {

@@ -1,18 +1,17 @@
 //! The store's file: documents by name, and a few numbers.
 
-use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::path::Path;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use serde_json::Value;
 
 use super::EmbeddedStoreError;
+use crate::redb_file::{FileError, NUMBERS, RedbFile};
 use crate::store::{Condition, Document, Fields, Name, Version, Write};
 
 /// `collection/id` to a version (eight bytes, little endian), a checksum (four) and the fields as JSON. Documents of
 /// format 1 have no checksum; their version has not [`HAS_CHECKSUM`].
 const DOCUMENTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("documents");
-const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
 /// Of this layout. A file with a higher one is left alone.
 const FORMAT: u64 = 2;
@@ -20,14 +19,7 @@ const FORMAT: u64 = 2;
 /// Set in the version of a document behind which a checksum stands: over its key, its version and its fields.
 const HAS_CHECKSUM: u64 = 1 << 63;
 
-/// What redb may keep in memory; its own default is 1 GiB.
-const CACHE_BYTES: usize = 8 << 20;
-
-pub(super) struct StoreFile {
-    path: PathBuf,
-    /// `None` only while it is opened again after a failure.
-    database: RwLock<Option<Database>>,
-}
+pub(super) struct StoreFile(RedbFile);
 
 /// What became of one write.
 pub(super) enum Outcome {
@@ -37,34 +29,23 @@ pub(super) enum Outcome {
 
 impl StoreFile {
     pub(super) fn open(path: &Path) -> Result<Self, EmbeddedStoreError> {
-        let database = open_database(path)?;
-        prepare(&database)?;
-        Ok(Self { path: path.to_owned(), database: RwLock::new(Some(database)) })
-    }
-
-    fn with_database<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, EmbeddedStoreError>,
-    ) -> Result<T, EmbeddedStoreError> {
-        {
-            let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(database) = guard.as_ref() {
-                return work(database);
-            }
-        }
-        // It could not be opened again after a failure; what stood in the way may have passed.
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        if database.is_none() {
-            *database = Some(open_database(&self.path)?);
-        }
-        database.as_ref().map_or_else(|| Err(write_error(redb::Error::PreviousIo)), work)
+        let file = RedbFile::open(path, FORMAT)?;
+        file.change(|database| {
+            let writing = database.begin_write().map_err(FileError::write)?;
+            writing.open_table(DOCUMENTS).map_err(FileError::write)?;
+            writing.commit().map_err(FileError::write)
+        })?;
+        Ok(Self(file))
     }
 
     pub(super) fn get(&self, names: &[Name]) -> Result<Vec<Option<Document>>, EmbeddedStoreError> {
-        self.with_database(|database| {
-            let documents =
-                database.begin_read().map_err(read_error)?.open_table(DOCUMENTS).map_err(read_error)?;
-            let one = |name: &Name| match documents.get(key(name).as_str()).map_err(read_error)? {
+        self.0.with(|database| {
+            let documents = database
+                .begin_read()
+                .map_err(FileError::read)?
+                .open_table(DOCUMENTS)
+                .map_err(FileError::read)?;
+            let one = |name: &Name| match documents.get(key(name).as_str()).map_err(FileError::read)? {
                 None => Ok(None),
                 Some(bytes) => decode(name, bytes.value()).map(Some),
             };
@@ -82,12 +63,15 @@ impl StoreFile {
         let prefix = format!("{}/", collection.as_str());
         // Spares parsing what cannot be meant: most users were never edited.
         let needle = memchr::memmem::Finder::new(needle);
-        self.with_database(|database| {
-            let documents =
-                database.begin_read().map_err(read_error)?.open_table(DOCUMENTS).map_err(read_error)?;
+        self.0.with(|database| {
+            let documents = database
+                .begin_read()
+                .map_err(FileError::read)?
+                .open_table(DOCUMENTS)
+                .map_err(FileError::read)?;
             let mut found = Vec::new();
-            for entry in documents.range(prefix.as_str()..).map_err(read_error)? {
-                let (key, bytes) = entry.map_err(read_error)?;
+            for entry in documents.range(prefix.as_str()..).map_err(FileError::read)? {
+                let (key, bytes) = entry.map_err(FileError::read)?;
                 let Some(id) = key.value().strip_prefix(&prefix) else { break };
                 if needle.find(bytes.value()).is_none() {
                     continue;
@@ -105,52 +89,25 @@ impl StoreFile {
     /// Writes what may be written, durably, in one commit; outcomes come in the order of `writes`. A later write
     /// sees the earlier ones.
     pub(super) fn write(&self, writes: &[Write]) -> Result<Vec<Outcome>, EmbeddedStoreError> {
-        let written = self.with_database(|database| commit(database, writes));
-        if written.is_err() {
-            // After a failed write redb refuses everything until the file is opened again.
-            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-            // The old handle holds the file's lock.
-            *database = None;
-            *database = Some(open_database(&self.path)?);
-        }
-        written
+        self.0.change(|database| commit(database, writes))
     }
-}
-
-fn open_database(path: &Path) -> Result<Database, EmbeddedStoreError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(read_error)
-}
-
-/// Makes the tables of a new file, checks the format of an old one.
-fn prepare(database: &Database) -> Result<(), EmbeddedStoreError> {
-    let writing = database.begin_write().map_err(write_error)?;
-    {
-        let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
-        let format = numbers.get("format").map_err(read_error)?.map(|number| number.value());
-        if let Some(found) = format.filter(|found| *found > FORMAT) {
-            return Err(EmbeddedStoreError::NewerFormat { found, known: FORMAT });
-        }
-        numbers.insert("format", FORMAT).map_err(write_error)?;
-        writing.open_table(DOCUMENTS).map_err(write_error)?;
-    }
-    writing.commit().map_err(write_error)
 }
 
 fn commit(database: &Database, writes: &[Write]) -> Result<Vec<Outcome>, EmbeddedStoreError> {
-    let writing = database.begin_write().map_err(write_error)?;
+    let writing = database.begin_write().map_err(FileError::write)?;
     let mut outcomes = Vec::with_capacity(writes.len());
     {
-        let mut documents = writing.open_table(DOCUMENTS).map_err(write_error)?;
-        let mut numbers = writing.open_table(NUMBERS).map_err(write_error)?;
-        let mut version = numbers.get("version").map_err(read_error)?.map_or(0, |number| number.value());
+        let mut documents = writing.open_table(DOCUMENTS).map_err(FileError::write)?;
+        let mut numbers = writing.open_table(NUMBERS).map_err(FileError::write)?;
+        let mut version = numbers.get("version").map_err(FileError::read)?.map_or(0, |number| number.value());
         for write in writes {
             let outcome = apply(&mut documents, write, Version(version + 1))?;
             version += u64::from(matches!(outcome, Outcome::Written(_)));
             outcomes.push(outcome);
         }
-        numbers.insert("version", version).map_err(write_error)?;
+        numbers.insert("version", version).map_err(FileError::write)?;
     }
-    writing.commit().map_err(write_error)?;
+    writing.commit().map_err(FileError::write)?;
     Ok(outcomes)
 }
 
@@ -160,7 +117,7 @@ fn apply(
     version: Version,
 ) -> Result<Outcome, EmbeddedStoreError> {
     let key = key(&write.name);
-    let before = match documents.get(key.as_str()).map_err(read_error)? {
+    let before = match documents.get(key.as_str()).map_err(FileError::read)? {
         None => None,
         Some(bytes) => Some(decode(&write.name, bytes.value())?),
     };
@@ -171,7 +128,7 @@ fn apply(
         (Condition::Absent | Condition::At(_), _) => return Ok(Outcome::Conflict),
     };
     let document = Document { fields: merged(fields, &write.fields), version };
-    documents.insert(key.as_str(), encode(&write.name, &document).as_slice()).map_err(write_error)?;
+    documents.insert(key.as_str(), encode(&write.name, &document).as_slice()).map_err(FileError::write)?;
     Ok(Outcome::Written(document))
 }
 
@@ -228,14 +185,6 @@ fn checksum(name: &Name, version: [u8; 8], fields: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn read_error(error: impl Into<redb::Error>) -> EmbeddedStoreError {
-    EmbeddedStoreError::Read(Box::new(error.into()))
-}
-
-fn write_error(error: impl Into<redb::Error>) -> EmbeddedStoreError {
-    EmbeddedStoreError::Write(Box::new(error.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -252,26 +201,6 @@ mod tests {
         let changes = json!({ "a.b": { "y": 5 }, "d": { "z": 6 }, "e.f.g": 7 });
         let after = json!({ "a": { "b": { "y": 5 }, "c": 2 }, "d": { "z": 6 }, "e": { "f": { "g": 7 } } });
         assert_eq!(merged(fields(before), &fields(changes)), fields(after));
-    }
-
-    #[test]
-    fn a_file_of_a_later_version_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("users.redb");
-        {
-            let database = Database::create(&path).unwrap();
-            let writing = database.begin_write().unwrap();
-            writing.open_table(NUMBERS).unwrap().insert("format", FORMAT + 1).unwrap();
-            writing.commit().unwrap();
-        }
-        match StoreFile::open(&path) {
-            Err(EmbeddedStoreError::NewerFormat { found: 3, known: 2 }) => {}
-            _ => panic!("it was opened"),
-        }
-        let database = Database::create(&path).unwrap();
-        let reading = database.begin_read().unwrap();
-        assert_eq!(reading.open_table(NUMBERS).unwrap().get("format").unwrap().unwrap().value(), FORMAT + 1);
-        assert!(reading.open_table(DOCUMENTS).is_err());
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) struct InFlight {
     pub(super) seen: Seen,
     /// Where the stream says it is.
     pub(super) acked: Option<u64>,
+    /// It is on disk, and gets into the stream whatever happens.
+    pub(super) is_stored: bool,
 }
 
 /// So many pending events are looked through without a thought.
@@ -99,9 +101,11 @@ impl Entry {
         in_flight.take_while(is_not_before).any(is_it) || noted.take_while(is_not_before).any(is_it)
     }
 
-    /// Whether another event is neither acknowledged nor given up.
+    /// Whether another event is neither acknowledged, nor on disk, nor given up.
     pub(super) fn has_under_way(&self, but: Uuid) -> bool {
-        self.in_flight.iter().any(|event| event.acked.is_none() && event.seen.id != but)
+        let is_under_way =
+            |event: &InFlight| event.acked.is_none() && !event.is_stored && event.seen.id != but;
+        self.in_flight.iter().any(is_under_way)
     }
 
     /// Up to where the document counts a stream; `None` where that is not known.

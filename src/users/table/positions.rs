@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::entry::Noted;
+use super::entry::{InFlight, Noted};
 use super::{Stream, Table, place};
 use crate::users::fold::{Seen, fold};
 
@@ -24,6 +24,25 @@ impl Table {
         self.acked.insert(position, Arc::clone(key));
         if self.present().is_some_and(|stream| position <= stream.position) {
             self.settle_up_to(position);
+        }
+    }
+
+    /// An event of this instance is on disk: it gets into the stream whatever happens.
+    pub(in crate::users) fn stored(&mut self, key: &Arc<str>, id: Uuid) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        // The latest are at the back, and of a busy user there may be many before them.
+        if let Some(event) = entry.in_flight.iter_mut().rev().find(|event| event.seen.id == id) {
+            event.is_stored = true;
+        }
+    }
+
+    /// An event of an earlier run lies in the outbox: it is pending, in flight.
+    pub(in crate::users) fn recovered(&mut self, key: &Arc<str>, seen: Seen) {
+        let entry = self.entry(key);
+        entry.is_own = true;
+        if !entry.is_pending(&seen) {
+            entry.in_flight.push_back(InFlight { seen, acked: None, is_stored: true });
+            entry.head = None;
         }
     }
 

@@ -28,6 +28,8 @@ enum Step {
     /// It is stored, and the answer does not come.
     SendAndLoseTheAck(u8),
     DeadLetter(u8),
+    /// What is taken in and not acknowledged is put on disk.
+    Store(u8),
     Follow(u8),
     Flush(u8),
     /// It is written, and the answer does not come.
@@ -44,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => any::<u8>().prop_map(Step::Send),
         1 => any::<u8>().prop_map(Step::SendAndLoseTheAck),
         1 => any::<u8>().prop_map(Step::DeadLetter),
+        2 => any::<u8>().prop_map(Step::Store),
         5 => any::<u8>().prop_map(Step::Follow),
         3 => any::<u8>().prop_map(Step::Flush),
         1 => any::<u8>().prop_map(Step::FlushAndLoseTheAnswer),
@@ -58,8 +61,17 @@ struct Instance {
     table: Table,
     /// Taken in and without an ack: key, event, tags.
     unsent: Vec<(Arc<str>, Seen, Tags)>,
+    /// So many of them are on disk.
+    stored: usize,
     taken_in: usize,
     followed: usize,
+}
+
+impl Instance {
+    fn remove_first(&mut self) {
+        self.unsent.remove(0);
+        self.stored = self.stored.saturating_sub(1);
+    }
 }
 
 struct World {
@@ -103,7 +115,27 @@ impl World {
         let mut table = Table::new(GAP, 100, 1_000);
         table.begin(STREAM, self.counted_to);
         let followed = usize::try_from(self.counted_to).unwrap();
-        Instance { table, unsent: vec![], taken_in, followed }
+        Instance { table, unsent: vec![], stored: 0, taken_in, followed }
+    }
+
+    fn store(&mut self, i: usize) {
+        let Instance { table, unsent, stored, .. } = &mut self.instances[i];
+        for (key, seen, _) in &unsent[*stored..] {
+            table.stored(key, seen.id);
+        }
+        *stored = unsent.len();
+    }
+
+    /// What is on disk is there after the crash, and nothing else.
+    fn crash(&mut self, i: usize) {
+        let mut instance = self.started(self.instances[i].taken_in);
+        let Instance { unsent, stored, .. } = &mut self.instances[i];
+        unsent.truncate(*stored);
+        for (key, seen, _) in &*unsent {
+            instance.table.recovered(key, *seen);
+        }
+        let (unsent, stored) = (std::mem::take(unsent), *stored);
+        self.instances[i] = Instance { unsent, stored, ..instance };
     }
 
     fn document(&self, key: &Arc<str>) -> Option<Document> {
@@ -179,7 +211,7 @@ impl World {
         }) as u64
             + 1;
         if is_answered {
-            self.instances[i].unsent.remove(0);
+            self.instances[i].remove_first();
             self.instances[i].table.acked(&key, seen.id, position);
         }
     }
@@ -188,7 +220,7 @@ impl World {
         let Some((key, seen, _)) = self.instances[i].unsent.first().cloned() else { return };
         let is_there = self.stream.iter().any(|(_, stored, _)| stored.id == seen.id);
         if !is_there {
-            self.instances[i].unsent.remove(0);
+            self.instances[i].remove_first();
             self.instances[i].table.dead_lettered(&key, seen.id);
             self.dead.insert(seen.id);
         }
@@ -252,10 +284,8 @@ impl World {
             Step::Flush(n) => self.flush(usize::from(n % 2), &key(n / 2), true),
             Step::FlushAndLoseTheAnswer(n) => self.flush(usize::from(n % 2), &key(n / 2), false),
             Step::Note(n) => self.note(usize::from(n % 2)),
-            Step::Crash(n) => {
-                let i = usize::from(n % 2);
-                self.instances[i] = self.started(self.instances[i].taken_in);
-            }
+            Step::Store(n) => self.store(usize::from(n % 2)),
+            Step::Crash(n) => self.crash(usize::from(n % 2)),
             Step::Edit(n) => self.edit(&key(n)),
             Step::GoBack(n) => self.go_back(usize::from(n % 2)),
         }

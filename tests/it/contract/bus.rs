@@ -107,7 +107,7 @@ fn message(key: &str) -> Message {
     Message {
         subject: Arc::from("internal.ingress.v1"),
         id: MessageId::of_event(id::event_id(key)),
-        kind: "external.chat.message.v1",
+        kind: "external.chat.message.v1".into(),
         by_user: None,
         payload: format!("{{\"key\":\"{key}\"}}").into(),
     }
