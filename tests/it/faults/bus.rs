@@ -143,7 +143,7 @@ async fn a_full_stream_that_discards_what_is_new_gets_all_once_there_is_room() {
     let room = Config { max_messages: -1, ..full };
     case.ground.nats.jetstream().await.update_stream(room).await.unwrap();
     case.ground.simulator.has_finished(2_500).await;
-    assert_all(&case.close(Account::new()).await, 2_500);
+    assert_all(&case.close(Account::new().refused_at_first(1_024)).await, 2_500);
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ async fn on_a_full_disk_the_embedded_stream_waits_and_says_so_until_there_is_roo
         text + &json!({ "seq": at + 1, "msgId": body["id"], "body": body }).to_string() + "\n"
     });
     std::fs::write(&dump, lines).unwrap();
-    let summary = Account::new().counted(&metrics).judge_dump(&dump, &[&simulator]);
+    let summary = Account::new().refused_at_first(1_024).counted(&metrics).judge_dump(&dump, &[&simulator]);
     assert_eq!((&summary["inStream"], &summary["missing"]), (&COUNT.into(), &0.into()), "{summary}");
     let users = embedded_users(&folder.path().join("data"), &bodies).await;
     verify(&["--faults"], &[&simulator.sent_file()], &bodies, &users);

@@ -39,6 +39,13 @@ impl Stored {
     /// The account closes, and every event in the stream is counted once.
     async fn close(self, count: u64) {
         let Self { ground, emulator, inlet, .. } = self;
+        // What is not counted at the end is counted by the next run; here there is none.
+        within(Duration::from_mins(1), "every user is written", || async {
+            let metrics = inlet.metrics().await;
+            let left = ["inlet_projection_lag_events", "inlet_users_dirty", "inlet_events_pending"];
+            left.iter().all(|series| metrics.get(series) == 0).then_some(())
+        })
+        .await;
         let (account, _folder) = ground.end(inlet, Account::new()).await;
         let summary = account.judge(&ground.nats, &[&ground.simulator]);
         assert_eq!((&summary["inStream"], &summary["missing"]), (&count.into(), &0.into()), "{summary}");

@@ -33,6 +33,12 @@ impl Account {
         self.flag("--unordered")
     }
 
+    /// The bus refused some at first: they may follow others of their window, which holds so many.
+    pub fn refused_at_first(self, window: usize) -> Self {
+        let window = window.to_string();
+        self.flag("--window").flag(&window)
+    }
+
     /// A process was killed at this time (Unix milliseconds); what was sent at most `span` before may be lost.
     pub fn killed(self, at: i64, span: Duration) -> Self {
         let (at, span) = (at.to_string(), span.as_millis().to_string());
