@@ -246,7 +246,7 @@ async fn away_for_longer_than_there_is_room_it_refuses_and_counts() {
             ("INTAKE_MAX_EVENTS", "500"),
             ("INTAKE_WAIT", "200ms"),
             ("PUBLISH_MAX_IN_FLIGHT", "100"),
-            ("OUTBOX_MAX_BYTES", "1MiB"),
+            ("OUTBOX_MAX_BYTES", "4MiB"),
         ],
     )
     .await;
