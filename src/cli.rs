@@ -18,7 +18,7 @@ use crate::bus::BusError;
 use crate::clock;
 use crate::pipeline::OutboxError;
 use crate::settings::{Environment, Problems};
-use crate::telemetry::logs::with_causes;
+use crate::telemetry::logs::{say_panics, with_causes};
 
 const AFTER_HELP: &str = "\
 Every flag is also an environment variable: --twitch-channels is TWITCH_CHANNELS.
@@ -104,6 +104,7 @@ impl From<BusError> for Failure {
 
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
+    say_panics();
     crate::tls::install_provider();
     let environment = Environment::new(std::env::vars_os().filter_map(|(name, value)| {
         // What is no UTF-8 is no setting of ours.
