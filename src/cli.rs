@@ -7,6 +7,7 @@ mod serve;
 pub mod simulate;
 mod tail;
 
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -134,8 +135,15 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
+/// What is read back from the stream, to count, need not wait for what is on its way into it. More threads than that have
+/// nothing to do, and a machine may have many processors.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(2)
+}
+
 fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads())
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
