@@ -132,7 +132,7 @@ pub(super) enum Stored {
 }
 
 impl Outbox {
-    /// Opens the outbox in `folder`, or makes it. [`Outbox::next_recovered`] brings what lies in it.
+    /// Opens the outbox in `folder`, or makes it. `Outbox::next_recovered` brings what lies in it.
     pub async fn open(
         folder: &Path,
         config: &OutboxConfig,
