@@ -172,7 +172,7 @@ impl App {
             replay: Arc::clone(&replay),
             draining: stop.subscribe(),
         };
-        tasks.spawn("http", serve_http(listener, shown, close_http.subscribe()));
+        tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
         hear_of(&*bus).await?;
         hear_of_counting(users.as_ref()).await?;
         match source {
@@ -327,12 +327,6 @@ fn listen_error(config: &HttpConfig, source: std::io::Error) -> AppError {
 async fn listen(config: &HttpConfig) -> Result<TcpListener, AppError> {
     let listening = TcpListener::bind((config.address, config.port)).await;
     listening.map_err(|source| listen_error(config, source))
-}
-
-async fn serve_http(listener: TcpListener, shown: Shown, closing: watch::Receiver<bool>) {
-    if let Err(error) = http::serve(listener, shown, closing).await {
-        tracing::error!(error = %error, "the operator's HTTP failed");
-    }
 }
 
 /// The Twitch source, not yet running; `None` without channels.

@@ -7,6 +7,7 @@ mod serve;
 pub mod simulate;
 mod tail;
 
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -18,7 +19,7 @@ use crate::bus::BusError;
 use crate::clock;
 use crate::pipeline::OutboxError;
 use crate::settings::{Environment, Problems};
-use crate::telemetry::logs::with_causes;
+use crate::telemetry::logs::{say_panics, with_causes};
 
 const AFTER_HELP: &str = "\
 Every flag is also an environment variable: --twitch-channels is TWITCH_CHANNELS.
@@ -104,6 +105,7 @@ impl From<BusError> for Failure {
 
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
+    say_panics();
     crate::tls::install_provider();
     let environment = Environment::new(std::env::vars_os().filter_map(|(name, value)| {
         // What is no UTF-8 is no setting of ours.
@@ -133,8 +135,15 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
+/// What is read back from the stream, to count, need not wait for what is on its way into it. More threads than that have
+/// nothing to do, and a machine may have many processors.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(2)
+}
+
 fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads())
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;

@@ -2,8 +2,9 @@
 
 pub mod medium;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -32,6 +33,12 @@ pub enum DataDirError {
     },
 }
 
+/// Makes the folder, if it is not there, for its owner's eyes alone: what people said and who they are lies in it. One
+/// that is there is left as it is.
+pub fn make(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// The folder, held until this is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -43,7 +50,7 @@ impl DataDir {
     /// Takes the folder, making it if need be. `holder` is what another process that wants it is told.
     pub fn take(path: &Path, holder: &str) -> Result<Self, DataDirError> {
         let unusable = |source| DataDirError::Unusable { path: path.to_owned(), source };
-        std::fs::create_dir_all(path).map_err(unusable)?;
+        make(path).map_err(unusable)?;
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -97,6 +104,19 @@ mod tests {
         }
         drop(first);
         assert_eq!(DataDir::take(&path, "third").unwrap().path(), path);
+    }
+
+    #[test]
+    fn a_new_folder_is_for_its_owner_alone_and_an_old_one_stays_as_it_is() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let path = folder.path().join("new");
+        drop(DataDir::take(&path, "first").unwrap());
+        assert_eq!(mode(&path), 0o700);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750)).unwrap();
+        drop(DataDir::take(&path, "second").unwrap());
+        assert_eq!(mode(&path), 0o750);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The operator's HTTP: probes, metrics, a look inside, and the stream of what was published.
 
 mod access;
+mod connections;
 mod debug;
 mod health;
 mod metrics;
@@ -9,9 +10,9 @@ mod replay;
 mod request;
 mod stream;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::middleware::{from_fn_with_state, map_request};
@@ -30,7 +31,17 @@ use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
 use crate::tasks::Tasks;
 
+use connections::Limits;
+
 pub use metrics::HttpMetrics;
+
+/// Connections at a time, besides those of `/v1/stream`'s readers. Well below the 1024 descriptors that a process usually
+/// has: the bus, the sources and the files need theirs.
+const CONNECTIONS: usize = 256;
+/// For the head of a request, and between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// For whoever asked to read on.
+const READER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings of the operator's HTTP.
 #[derive(Debug, Clone, Args)]
@@ -126,11 +137,12 @@ struct Server {
 type State = axum::extract::State<Arc<Server>>;
 
 /// Serves until `closing` becomes true, then lets requests under way finish.
-pub async fn serve(
-    listener: TcpListener,
-    shown: Shown,
-    mut closing: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, shown: Shown, closing: watch::Receiver<bool>) {
+    let limits = Limits {
+        connections: CONNECTIONS + shown.config.stream_max_clients,
+        head: HEAD_TIMEOUT,
+        reader: READER_TIMEOUT,
+    };
     let server = Arc::new(Server {
         shown,
         started: Instant::now(),
@@ -138,9 +150,7 @@ pub async fn serve(
         places: stream::Places::default(),
         closing: closing.clone(),
     });
-    let service = router(&server).into_make_service_with_connect_info::<SocketAddr>();
-    let closed = async move { drop(closing.wait_for(|closing| *closing).await) };
-    axum::serve(listener, service).with_graceful_shutdown(closed).await
+    connections::serve(listener, router(&server), limits, closing).await;
 }
 
 fn router(server: &Arc<Server>) -> Router {

@@ -8,8 +8,8 @@ use subtle::ConstantTimeEq;
 /// What stands in the place of a secret wherever it would be shown.
 pub const REDACTED: &str = "[redacted]";
 
-/// A token, password or key.
-#[derive(Clone, PartialEq, Eq)]
+/// A token, password or key. It is compared by [`Secret::matches`] alone.
+#[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
@@ -23,7 +23,8 @@ impl Secret {
         &self.0
     }
 
-    /// Whether `given` is this secret, in a time that does not depend on where they differ.
+    /// Whether `given` is this secret, in a time that does not depend on where they differ. It may tell their lengths
+    /// apart.
     pub fn matches(&self, given: &str) -> bool {
         self.0.as_bytes().ct_eq(given.as_bytes()).into()
     }
@@ -47,15 +48,20 @@ impl Serialize for Secret {
     }
 }
 
-/// `url` with its user-info, if it has any, replaced: what may be shown of an address.
+/// `url` with its user-info and what follows its path, if it has any, replaced: what may be shown of an address. A query
+/// may hold a token as well.
 pub fn without_user_info(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    // Up to the last one: a password may hold a slash that should have been escaped.
-    let Some(at) = rest.rfind('@') else {
-        return url.to_owned();
-    };
     let separator = if scheme.is_empty() { "" } else { "://" };
-    format!("{scheme}{separator}{REDACTED}@{}", &rest[at + 1..])
+    // Up to the last one: a password may hold a slash that should have been escaped.
+    let (user_info, rest) = match rest.rfind('@') {
+        Some(at) => (REDACTED, &rest[at..]),
+        None => ("", rest),
+    };
+    match rest.find(['?', '#']) {
+        Some(end) => format!("{scheme}{separator}{user_info}{}{REDACTED}", &rest[..=end]),
+        None => format!("{scheme}{separator}{user_info}{rest}"),
+    }
 }
 
 #[cfg(test)]
@@ -67,8 +73,28 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?}"), "[redacted] [redacted]");
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[redacted]\"");
+        let in_others = format!("{:?} {:#?}", Some(&secret), [&secret]);
+        assert!(!in_others.contains("hunter2"), "{in_others}");
+    }
+
+    #[test]
+    fn a_secret_matches_itself_alone() {
+        let secret = Secret::new("hunter2");
         assert!(secret.matches("hunter2"));
-        assert!(!secret.matches("hunter22") && !secret.matches("") && !secret.matches("hunter3"));
+        for other in
+            ["", "h", "hunter", "hunter3", "gunter2", "hunter22", "hunter2hunter2", "Hunter2", "hunter2\0"]
+        {
+            assert!(!secret.matches(other), "{other:?}");
+        }
+        assert!(Secret::new("").matches("") && !Secret::new("").matches("h"));
+    }
+
+    #[test]
+    fn a_panic_of_code_that_holds_a_secret_does_not_tell_it() {
+        let refuse = |secret: &str| Err::<(), _>(Secret::new(secret));
+        let panic = std::panic::catch_unwind(|| refuse("hunter2").unwrap()).unwrap_err();
+        let text = panic.downcast::<String>().unwrap();
+        assert!(text.contains(REDACTED) && !text.contains("hunter2"), "{text}");
     }
 
     #[test]
@@ -80,6 +106,9 @@ mod tests {
             ("nats://u:pa/ss@host", "nats://[redacted]@host"),
             ("u:p@host:4222", "[redacted]@host:4222"),
             ("nats://host:4222", "nats://host:4222"),
+            ("https://host/path?token=x", "https://host/path?[redacted]"),
+            ("https://u:p@host/?token=x@y", "https://[redacted]@y"),
+            ("https://u:p?q@host/#x", "https://[redacted]@host/#[redacted]"),
         ] {
             assert_eq!(without_user_info(url), shown);
         }

@@ -23,6 +23,7 @@ use super::{
     TransientCause, Wanted,
 };
 use crate::clock::Clock;
+use crate::data_dir;
 use crate::envelope::SubjectTemplate;
 use crate::redb_file::FileError;
 use crate::telemetry::logs::with_causes;
@@ -83,7 +84,7 @@ impl EmbeddedBus {
         subjects: SubjectTemplate,
         clock: Clock,
     ) -> Result<Arc<Self>, EmbeddedError> {
-        std::fs::create_dir_all(folder).map_err(EmbeddedError::Folder)?;
+        data_dir::make(folder).map_err(EmbeddedError::Folder)?;
         let bounds = file::Bounds {
             max_age: retention.max_age,
             max_bytes: retention.max_bytes.unwrap_or(USUAL_MAX_BYTES),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State as Extract};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -15,6 +15,9 @@ use crate::secret::Secret;
 /// Headers that a proxy adds: behind one, a loopback peer says nothing about who asks.
 const FORWARDING: [&str; 6] =
     ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"];
+
+/// What a browser says of a request that a page, not a person, made.
+const FETCH_SITE: &str = "sec-fetch-site";
 
 /// Lets a request through, or says why not.
 pub(super) async fn guard(
@@ -47,12 +50,23 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// From this machine, by this machine's name: a page of the web can make a browser ask us, but not under our name.
+/// From this machine, by this machine's name, and not from a page of somebody else's. A page of the web can make a
+/// browser on this machine ask us: under its own name, which it pointed at us, or, without being shown the answer, under
+/// ours.
 fn is_local(peer: IpAddr, headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     peer.to_canonical().is_loopback()
-        && host.is_some_and(is_local_name)
+        && host.is_some_and(|host| is_local_name(host) && !is_of_another_page(host, headers))
         && FORWARDING.iter().all(|name| !headers.contains_key(*name))
+}
+
+fn is_of_another_page(host: &str, headers: &HeaderMap) -> bool {
+    let is_our_origin = |origin: &HeaderValue| {
+        origin.to_str().ok().and_then(|origin| origin.split_once("://")).is_some_and(|(_, site)| site == host)
+    };
+    let is_our_site = |site: &HeaderValue| site == "same-origin" || site == "none";
+    headers.get(header::ORIGIN).is_some_and(|origin| !is_our_origin(origin))
+        || headers.get(FETCH_SITE).is_some_and(|site| !is_our_site(site))
 }
 
 fn is_local_name(host: &str) -> bool {
@@ -68,7 +82,6 @@ fn is_local_name(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::HeaderValue;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs
@@ -95,6 +108,14 @@ mod tests {
             ("127.0.0.1", &[], refused),
             ("127.0.0.1", &[("host", "localhost"), ("x-forwarded-for", "1.2.3.4")], refused),
             ("127.0.0.1", &[("host", "localhost"), ("forwarded", "for=x")], refused),
+            ("127.0.0.1", &[("host", "localhost:8080"), ("origin", "http://localhost:8080")], None),
+            ("127.0.0.1", &[("host", "localhost:8080"), ("origin", "http://evil.example")], refused),
+            ("127.0.0.1", &[("host", "localhost:8080"), ("origin", "http://localhost:3000")], refused),
+            ("127.0.0.1", &[("host", "localhost:8080"), ("origin", "null")], refused),
+            ("127.0.0.1", &[("host", "localhost"), ("sec-fetch-site", "none")], None),
+            ("127.0.0.1", &[("host", "localhost"), ("sec-fetch-site", "same-origin")], None),
+            ("127.0.0.1", &[("host", "localhost"), ("sec-fetch-site", "same-site")], refused),
+            ("127.0.0.1", &[("host", "localhost"), ("sec-fetch-site", "cross-site")], refused),
         ] {
             assert_eq!(outcome(None, peer, pairs), expected, "{peer} {pairs:?}");
         }
@@ -107,6 +128,13 @@ mod tests {
             (&[("authorization", "Bearer right")][..], None),
             (&[("authorization", "bearer right")], None),
             (&[("authorization", "Bearer wrong")], refused),
+            (&[("authorization", "Bearer righ")], refused),
+            (&[("authorization", "Bearer right2")], refused),
+            (&[("authorization", "Bearer rightright")], refused),
+            (&[("authorization", "Bearer RIGHT")], refused),
+            (&[("authorization", "Bearer ")], refused),
+            (&[("authorization", "Bearer")], refused),
+            (&[("authorization", "")], refused),
             (&[("authorization", "Basic right")], refused),
             (&[("authorization", "right")], refused),
             (&[("host", "localhost")], refused),

@@ -19,6 +19,7 @@ use super::{
     Collection, Document, DocumentStore, Edits, Fields, Name, StoreError, Version, Write, WriteRefusal,
     document,
 };
+use crate::data_dir;
 use crate::redb_file::FileError;
 use crate::telemetry::logs::with_causes;
 use file::{Outcome, StoreFile};
@@ -98,7 +99,7 @@ struct Call {
 impl EmbeddedStore {
     /// Opens the store in `folder`, or makes it.
     pub fn open(folder: &Path) -> Result<Self, EmbeddedStoreError> {
-        std::fs::create_dir_all(folder).map_err(EmbeddedStoreError::Folder)?;
+        data_dir::make(folder).map_err(EmbeddedStoreError::Folder)?;
         let file = Arc::new(StoreFile::open(&folder.join(FILE_NAME))?);
         let (writer, calls) = mpsc::channel(WAITING_CALLS);
         let (edits, _) = broadcast::channel(EDITS_KEPT);

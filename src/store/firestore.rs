@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Condition, Document, DocumentStore, Edits, Name, StoreError, Version, Write, WriteRefusal};
+use crate::secret::without_user_info;
 use crate::settings::{Environment, Problems};
 use connection::{Connection, away, refusal};
 
@@ -131,7 +132,7 @@ fn host(text: &str) -> Result<String, String> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "-._[:]".contains(c);
         !name.is_empty() && name.chars().all(is_name) && port.parse::<u16>().is_ok()
     });
-    if is_fine { Ok(host.to_owned()) } else { Err(format!("{text:?} is not host:port")) }
+    if is_fine { Ok(host.to_owned()) } else { Err(format!("{:?} is not host:port", without_user_info(text))) }
 }
 
 impl FirestoreConfig {

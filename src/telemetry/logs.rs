@@ -3,6 +3,8 @@
 //! `tracing-subscriber`'s own JSON nests the fields; the contract wants them beside `message`, so the form is
 //! ours. Events carry their values as fields; spans are not used.
 
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::IsTerminal;
 
@@ -88,6 +90,26 @@ pub fn start(config: &LogConfig, clock: Clock) {
     }
 }
 
+/// From here on a panic is said as one line of the log, and of its text only what is written in the program: a text made
+/// at run time may hold what was worked on, such as what somebody said in chat.
+pub fn say_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        let text = text_of_the_program(panic.payload());
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        if tracing::dispatcher::has_been_set() {
+            tracing::error!(location, backtrace, panic = text, "a panic");
+        } else {
+            eprintln!("inlet: a panic at {}: {text}", location.as_deref().unwrap_or("an unknown place"));
+        }
+    }));
+}
+
+fn text_of_the_program(payload: &(dyn Any + Send)) -> &'static str {
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("its text is not shown, it may hold data")
+}
+
 struct Lines {
     format: LogFormat,
     colour: bool,
@@ -152,7 +174,7 @@ impl Lines {
         let time = time.get(11..23).unwrap_or(&time);
         write!(writer, "{time} {start}{:<5}{end} {component}: {message}", level.as_str())?;
         for (name, value) in fields {
-            write!(writer, " {name}={}", as_text(value))?;
+            write!(writer, " {name}={}", printable(&as_text(value)))?;
         }
         writeln!(writer)
     }
@@ -179,6 +201,11 @@ fn colour(level: Level) -> &'static str {
 /// `inlet::source::twitch::joins` is said as `source.twitch.joins`.
 fn component(target: &str) -> String {
     target.strip_prefix("inlet::").unwrap_or(target).replace("::", ".")
+}
+
+/// What others say must neither begin a line that looks like ours nor move a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn as_text(value: &Value) -> String {
@@ -266,12 +293,50 @@ pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
     fn components_are_paths_of_ours_or_names_of_libraries() {
         assert_eq!(component("inlet::source::twitch::joins"), "source.twitch.joins");
         assert_eq!(component("async_nats"), "async_nats");
+    }
+
+    /// What is logged meanwhile.
+    fn logged(format: LogFormat, work: impl FnOnce()) -> String {
+        let written = tempfile::NamedTempFile::new().unwrap();
+        let writer = Arc::new(written.reopen().unwrap());
+        let clock = Clock::by_hand("2026-11-20T05:51:20.612Z".parse().unwrap());
+        let lines = Lines { format, colour: false, clock, project: None };
+        let log = tracing_subscriber::fmt().with_writer(writer).event_format(lines).finish();
+        tracing::subscriber::with_default(log, work);
+        std::fs::read_to_string(written.path()).unwrap()
+    }
+
+    #[test]
+    fn of_a_panic_only_what_the_program_itself_says_is_shown() {
+        say_panics();
+        let said = "somebody's words, and a token".to_owned();
+        let log = logged(LogFormat::Json, || {
+            let made = std::panic::catch_unwind(|| assert!(said.is_empty(), "while reading {said}"));
+            let sliced = std::panic::catch_unwind(|| said[100..].to_owned());
+            let written = std::panic::catch_unwind(|| unreachable!("no such state"));
+            assert!(made.is_err() && sliced.is_err() && written.is_err());
+        });
+        drop(std::panic::take_hook());
+        assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+        assert_eq!(log.matches("\"location\":\"src/telemetry/logs.rs:").count(), 3, "{log}");
+        assert!(log.contains("no such state") && !log.contains("words"), "{log}");
+    }
+
+    #[test]
+    fn what_others_say_stays_within_its_line() {
+        let log = logged(LogFormat::Text, || tracing::warn!(error = "a\n00:00 ERROR b\x1b[2J\u{9b}c", "odd"));
+        assert_eq!(log.lines().count(), 1, "{log:?}");
+        assert!(log.trim_end().chars().all(|c| !c.is_control()) && log.contains("a\u{fffd}00:00"), "{log:?}");
+        let log = logged(LogFormat::Json, || tracing::warn!(error = "a\nb\x1b", "odd"));
+        assert!(log.lines().count() == 1 && log.contains("a\\nb\\u001b"), "{log:?}");
     }
 
     #[test]

@@ -251,7 +251,7 @@ impl Fates {
 
 #[test]
 fn mutated_lines_make_no_panic_and_each_comes_to_an_end() {
-    let count = asked("INLET_FUZZ_LINES", 200_000);
+    let count = asked("INLET_FUZZ_LINES", 50_000);
     let mut mutator = Mutator::new(seed());
     let metrics = Arc::new(TwitchMetrics::new(&prometheus::Registry::new()).unwrap());
     let normalizer = [SharedChatMode::SourceOnly, SharedChatMode::All]
@@ -285,7 +285,7 @@ fn mutated_lines_make_no_panic_and_each_comes_to_an_end() {
 
 #[test]
 fn mutated_settings_make_no_panic() {
-    let count = asked("INLET_FUZZ_LINES", 200_000) / 200;
+    let count = asked("INLET_FUZZ_LINES", 50_000) / 50;
     let command = AppArgs::augment_args(clap::Command::new("inlet"));
     let flags: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
     assert!(flags.len() > 30);
@@ -362,7 +362,7 @@ fn counts_of(lines: &Path) -> Value {
 #[tokio::test]
 async fn mutated_lines_over_a_socket_cost_no_connection_and_all_are_accounted_for() {
     const BATCH: usize = 250;
-    let count = usize::try_from(asked("INLET_FUZZ_SOCKET_LINES", 20_000)).unwrap();
+    let count = usize::try_from(asked("INLET_FUZZ_SOCKET_LINES", 5_000)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lines");
     let mut mutator = Mutator::new(seed() + 1);

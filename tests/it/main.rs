@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod commands;
+mod confined;
 mod contract;
 mod faults;
 mod forms;
@@ -20,6 +21,7 @@ mod operator;
 mod outbox;
 mod path;
 mod people;
+mod secrets;
 mod simulator;
 mod structure;
 mod tls;

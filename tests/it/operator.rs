@@ -71,7 +71,12 @@ async fn without_a_token_only_this_machine_sees_the_inside() {
     let inlet = Inlet::serve(&[]).await;
     let client = inlet.client();
     for path in ["/_debug/twitch", "/_debug/config", "/v1/stream", "/admin/replay"] {
-        for (name, value) in [("host", "inlet.example"), ("x-forwarded-for", "203.0.113.9")] {
+        for (name, value) in [
+            ("host", "inlet.example"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("origin", "https://evil.example"),
+            ("sec-fetch-site", "cross-site"),
+        ] {
             let request = if path == "/admin/replay" {
                 client.post(inlet.url(path))
             } else {

@@ -321,7 +321,8 @@ async fn a_torn_outbox_is_set_aside_and_what_can_be_read_of_it_goes_out() {
     let recovered = metrics.get("inlet_outbox_recovered_total");
     // The file, and the row.
     assert_eq!(metrics.get("inlet_outbox_torn_total"), 2, "{}", inlet.log());
-    assert!(recovered < left && recovered > 0, "{recovered} of {left}");
+    // Rows hold what was acknowledged of them meanwhile, too: there may be more than were left, though one row is gone.
+    assert!(recovered > left / 2 && recovered < 3_000, "{recovered}, and {left} were left");
     assert_eq!(set_aside(&inlet), [bytes.len()]);
     let log = inlet.log();
     assert!(log.contains("it was set aside"), "{log}");

@@ -36,13 +36,15 @@ fn allowed(module: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Third parties and the only places that name them.
-const WALLS: [(&str, &[&str]); 9] = [
+const WALLS: [(&str, &[&str]); 11] = [
     ("async_nats", &["bus/jetstream"]),
     ("twitch_irc", &["source/twitch/wire"]),
     ("redb", &["redb_file", "bus/embedded", "store/embedded", "pipeline/outbox"]),
     ("firestore", &["store/firestore"]),
     ("backoff", &["retry"]),
     ("axum", &["http"]),
+    ("hyper", &["http/connections"]),
+    ("hyper_util", &["http/connections"]),
     ("reqwest", &["cli", "source/twitch/backfill"]),
     ("rcgen", &["sim/"]),
     ("jsonwebtoken", &[]),

@@ -407,7 +407,12 @@ async fn what_was_missed_is_filled_in_once_however_often_it_is_asked_for() {
     let (irc, nats) = (Arc::new(Irc::start().await), Nats::start().await);
     let history = History::of(&irc).await;
     let url = history.url();
-    let settings = [("TWITCH_BACKFILL_URL", url.as_str()), ("IRC_RECONNECT_INITIAL_MS", "100")];
+    let settings = [
+        ("TWITCH_BACKFILL_URL", url.as_str()),
+        ("IRC_RECONNECT_INITIAL_MS", "100"),
+        // Of an event in the outbox it is not known yet whether the stream has it.
+        ("OUTBOX_AFTER", "4s"),
+    ];
     let mut inlet = serve(&irc.url(), &nats, "alpha beta", &settings).await;
     inlet.ready().await;
     let started_at = system_milliseconds();

@@ -60,7 +60,8 @@ impl Connector {
         self.next_server += 1;
         let (lost, lost_seen) = watch::channel(false);
         let address: ServerAddr = url.expose().parse().map_err(|_| "NATS_URL is no address".to_owned())?;
-        let options = self.options(&address)?.event_callback(move |event| {
+        let (options, address) = (self.options(&address)?, without_secrets(address)?);
+        let options = options.event_callback(move |event| {
             let ends = matches!(event, Event::Disconnected | Event::Closed);
             lost.send_if_modified(|lost| ends && !std::mem::replace(lost, true));
             async {}
@@ -106,6 +107,14 @@ impl Connector {
         }
         Ok(options)
     }
+}
+
+/// The address alone: the library writes it into its own log lines as it is.
+fn without_secrets(address: ServerAddr) -> Result<ServerAddr, String> {
+    let mut url = address.into_inner();
+    let is_bare = url.set_username("").and_then(|()| url.set_password(None)).is_ok();
+    let address = is_bare.then_some(url).and_then(|url| ServerAddr::from_url(url).ok());
+    address.ok_or_else(|| "NATS_URL is no address".to_owned())
 }
 
 /// User-info as it was meant: an address holds it percent-encoded.

@@ -34,6 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lines asked for at a time: what the service gives at most.
 const PAGE_LINES: usize = 800;
+/// Longest code of an error that is repeated.
+const LONGEST_CODE: usize = 64;
 /// Twitch's longest lines, a page of them, and their escapes.
 const LARGEST_PAGE: usize = 8 << 20;
 /// Requests for one gap that bring something.
@@ -93,8 +95,9 @@ enum FillError {
     Status(reqwest::StatusCode),
     #[error("the answer is larger than {LARGEST_PAGE} bytes")]
     TooLarge,
-    #[error("the answer is not what the API says")]
-    Unreadable(#[source] serde_json::Error),
+    /// Where, not what: the library's own words quote the answer, which is chat.
+    #[error("the answer is not what the API says, in line {line}, column {column}")]
+    Unreadable { line: usize, column: usize },
     #[error("the service does not know the channel's history: {0}")]
     Unknown(String),
 }
@@ -103,10 +106,24 @@ impl FillError {
     /// Whether another try may help.
     fn is_transient(&self) -> bool {
         match self {
-            Self::Away(_) | Self::Unreadable(_) => true,
+            Self::Away(_) | Self::Unreadable { .. } => true,
             Self::Status(status) => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
             Self::TooLarge | Self::Unknown(_) => false,
         }
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> FillError {
+    FillError::Unreadable { line: error.line(), column: error.column() }
+}
+
+/// A code as the API has them, such as `channel_not_joined`; whatever else stands in its place is not repeated.
+fn code_shown(code: &str) -> String {
+    let is_code = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if code.len() <= LONGEST_CODE && code.chars().all(is_code) {
+        code.to_owned()
+    } else {
+        "no code".to_owned()
     }
 }
 
@@ -197,14 +214,14 @@ impl Backfill {
         let mut before = gap.to.checked_add(MARGIN).unwrap_or(gap.to);
         for _ in 0..MOST_PAGES {
             let body = self.fetch(&gap.channel, after, before).await?;
-            let page: Page<'_> = serde_json::from_slice(&body).map_err(FillError::Unreadable)?;
+            let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
             let times = || page.messages.iter().filter_map(|line| received_at(line));
             let (oldest, newest) = (times().min(), times().max());
             self.offer(gap, after, &page.messages, (found, intake)).await;
             found.oldest = found.oldest.into_iter().chain(oldest).min();
             found.newest = found.newest.into_iter().chain(newest).max();
             if let Some(code) = page.error_code {
-                return Err(FillError::Unknown(code));
+                return Err(FillError::Unknown(code_shown(&code)));
             }
             // The oldest may have neighbours of the same millisecond, so it is asked for again; nothing older: the end.
             let next = oldest.and_then(|oldest| oldest.checked_add(Duration::from_millis(1)).ok());
@@ -303,6 +320,21 @@ mod tests {
             assert!(!error.contains("hush"), "{error}");
         }
         assert!(!BackfillUrl::parse("http://127.0.0.1:1").unwrap().is_tls());
+    }
+
+    #[test]
+    fn what_the_service_answers_is_not_repeated() {
+        let body = br#"{"messages":"somebody's words"}"#;
+        let Err(error) = serde_json::from_slice::<Page<'_>>(body) else { panic!("that is no page") };
+        assert!(error.to_string().contains("words"), "the reason for all this");
+        assert_eq!(
+            with_causes(&unreadable(&error)),
+            "the answer is not what the API says, in line 1, column 30"
+        );
+        assert_eq!(code_shown("channel_not_joined"), "channel_not_joined");
+        for other in ["somebody's words", "a\nb", "<html>", &"x".repeat(LONGEST_CODE + 1)] {
+            assert_eq!(code_shown(other), "no code");
+        }
     }
 
     #[test]
