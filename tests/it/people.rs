@@ -177,9 +177,14 @@ async fn a_lost_embedded_store_is_built_again_from_the_stream() {
 
 #[tokio::test]
 async fn two_instances_count_each_event_once_and_tag_alike() {
-    let setting = Setting::new(true, &["--rate", "500", "--count", "5000", "--users", "100"]).await;
+    let mut setting = Setting::new(true, &["--rate", "500", "--count", "5000", "--users", "100"]).await;
+    // What one alone has heard, and is late with, may come behind what both have.
+    setting.simulator.say("pause");
     let one = setting.serve(&[]).await;
     let mut two = setting.serve(&[]).await;
+    one.ready().await;
+    two.ready().await;
+    setting.simulator.say("resume");
     setting.simulator.has_sent(5_000).await;
     // Half way, as each line is sent to both.
     one.child.signal("KILL");
