@@ -67,7 +67,7 @@ impl Heal {
                 biased;
                 () = stopped(&mut finish) => break,
                 Some(()) = working.next() => {}
-                () = self.ledger.changed() => {}
+                () = self.ledger.changed() => self.write_note(&mut written).await,
                 _ = tick.tick() => self.write_note(&mut written).await,
             }
         }

@@ -88,7 +88,8 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Of these channels, with what the last run noted.
     pub(super) fn new(channels: &[String], note: Option<Note>) -> Self {
-        let has_past = note.is_some();
+        // A run that was killed before it heard anything leaves a note that says nothing.
+        let has_past = note.as_ref().is_some_and(|note| !note.channels.is_empty());
         let random = || Uuid::new_v4().simple().to_string();
         let note = note.unwrap_or_else(|| Note::new(random(), BTreeMap::new(), Vec::new()));
         let before = |name: &String| match note.channels.get(name) {
@@ -119,7 +120,7 @@ impl Ledger {
         &self.instance
     }
 
-    /// Whether a run before left a note. Without one the stream's last message says since when there is a gap.
+    /// Whether a run before noted what it heard. Without that the stream's last message says since when there is a gap.
     pub(super) fn has_past(&self) -> bool {
         self.has_past
     }
@@ -153,12 +154,17 @@ impl Ledger {
         let Some(channel) = state.channels.get_mut(name) else { return };
         channel.first.get_or_insert(at);
         let before = std::mem::replace(&mut channel.heard, Heard::Now(Arc::clone(mark)));
-        if let Heard::Until(from, cause) = before {
+        match before {
             // A clock may have been set back meanwhile.
-            state.push(Gap { channel: name.to_owned(), from: from.min(at), to: at, cause }, false);
-            drop(state);
-            self.changed.notify_one();
+            Heard::Until(from, cause) => {
+                state.push(Gap { channel: name.to_owned(), from: from.min(at), to: at, cause }, false);
+            }
+            // To be noted at once: a run that ends before the next note would not know of it.
+            Heard::Never => {}
+            Heard::Now(_) => return,
         }
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// The channel is not heard any more.
@@ -217,7 +223,7 @@ impl Ledger {
         state.in_hand.iter().chain(&state.waiting).cloned().collect()
     }
 
-    /// Waits until there is another gap.
+    /// Waits until there is another gap, or a channel that is heard for the first time.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }

@@ -34,6 +34,25 @@ async fn killed_at_random_points_it_doubles_nothing_and_loses_the_last_moment_at
 }
 
 #[tokio::test]
+async fn killed_in_its_first_second_its_gap_is_told_by_the_next_run() {
+    let mut ground = Ground::new(&["--rate", "300"]).await;
+    let mut account = Account::new().cut();
+    let mut inlet = ground.serve(&[]).await;
+    for _ in 0..2 {
+        let sent = ground.simulator.sent().len();
+        ground.simulator.has_sent(sent + 100).await;
+        inlet.child.kill();
+        account = account.killed(now_ms(), SPAN);
+        inlet = ground.serve_in(inlet.into_folder(), &[]).await;
+    }
+    let sent = ground.simulator.sent().len();
+    ground.simulator.has_sent(sent + 300).await;
+    ground.simulator.say("pause");
+    let summary = ground.close(inlet, account).await;
+    assert_eq!(summary["gapEvents"], 4, "one for each channel and kill: {summary}");
+}
+
+#[tokio::test]
 async fn the_embedded_stream_survives_being_killed() {
     let simulator = Simulator::start(&["--channels", "alpha", "--rate", "2000"]).await;
     let settings = [("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", &simulator.url())];
