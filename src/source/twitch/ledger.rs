@@ -267,6 +267,15 @@ mod tests {
         std::iter::from_fn(|| ledger.take()).map(|pending| pending.gap).collect()
     }
 
+    #[test]
+    fn a_note_that_names_no_channel_is_none() {
+        let empty = Note::new("x".to_owned(), BTreeMap::new(), Vec::new());
+        assert!(!Ledger::new(&names(), Some(empty)).has_past());
+        let ledger = Ledger::new(&names(), None);
+        ledger.heard("a", at(0), &Arc::new(Mark::new(at(0))));
+        assert!(Ledger::new(&names(), Some(ledger.to_note().0)).has_past());
+    }
+
     #[tokio::test]
     async fn a_new_channel_has_no_gap_and_an_interrupted_one_has() {
         let ledger = Ledger::new(&names(), None);
