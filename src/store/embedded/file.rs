@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use serde_json::Value;
 
 use super::EmbeddedStoreError;
@@ -40,11 +40,7 @@ impl StoreFile {
 
     pub(super) fn get(&self, names: &[Name]) -> Result<Vec<Option<Document>>, EmbeddedStoreError> {
         self.0.with(|database| {
-            let documents = database
-                .begin_read()
-                .map_err(FileError::read)?
-                .open_table(DOCUMENTS)
-                .map_err(FileError::read)?;
+            let documents = documents(database)?;
             let one = |name: &Name| match documents.get(key(name).as_str()).map_err(FileError::read)? {
                 None => Ok(None),
                 Some(bytes) => decode(name, bytes.value()).map(Some),
@@ -64,11 +60,7 @@ impl StoreFile {
         // Spares parsing what cannot be meant: most users were never edited.
         let needle = memchr::memmem::Finder::new(needle);
         self.0.with(|database| {
-            let documents = database
-                .begin_read()
-                .map_err(FileError::read)?
-                .open_table(DOCUMENTS)
-                .map_err(FileError::read)?;
+            let documents = documents(database)?;
             let mut found = Vec::new();
             for entry in documents.range(prefix.as_str()..).map_err(FileError::read)? {
                 let (key, bytes) = entry.map_err(FileError::read)?;
@@ -149,6 +141,10 @@ fn merged(mut fields: Fields, changes: &Fields) -> Fields {
         map.insert(last.to_owned(), value.clone());
     }
     fields
+}
+
+fn documents(database: &Database) -> Result<ReadOnlyTable<&'static str, &'static [u8]>, FileError> {
+    database.begin_read().map_err(FileError::read)?.open_table(DOCUMENTS).map_err(FileError::read)
 }
 
 fn key(name: &Name) -> String {
