@@ -197,9 +197,14 @@ async fn two_instances_count_each_event_once_and_tag_alike() {
 
 #[tokio::test]
 async fn fifty_first_messages_of_one_user_from_two_instances_make_one_user() {
-    let setting = Setting::new(true, &["--rate", "0", "--count", "50", "--users", "1"]).await;
+    let mut setting = Setting::new(true, &["--rate", "0", "--count", "50", "--users", "1"]).await;
+    // One that starts when the other has published something tells the gap before it came.
+    setting.simulator.say("pause");
     let mut one = setting.serve(&[]).await;
     let mut two = setting.serve(&[]).await;
+    one.ready().await;
+    two.ready().await;
+    setting.simulator.say("resume");
     setting.simulator.has_finished(50).await;
     let streamed = || async { read(&setting.nats.url(), "INLET").await.len() };
     eventually("all are in the stream", || async { (streamed().await == 50).then_some(()) }).await;
