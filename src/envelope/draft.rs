@@ -312,6 +312,8 @@ pub enum GapCause {
     ReconnectTooLate,
     /// The platform put us out of the channel.
     Removed,
+    /// The channel has another name since, which was not known at once.
+    Renamed,
 }
 
 /// What a history service gave back of a gap.

@@ -5,6 +5,7 @@
 //!     │ ▲ one task each                                └─ text: emotes, badges, roles
 //!     ▼ │
 //!   fleet ── plan: which channel is where, which to ask for next ── pacer
+//!     │  ▲── roster: which are wanted; which rooms answer to them
 //!     │
 //!   ledger ── since when each channel is heard, what was missed ── note, in `DATA_DIR`
 //!     ▼
@@ -18,6 +19,7 @@ mod dial;
 mod fleet;
 mod gap;
 mod heal;
+mod known;
 mod ledger;
 pub mod lines;
 pub mod metrics;
@@ -26,6 +28,7 @@ mod note;
 mod pacer;
 mod plan;
 pub mod replay;
+pub mod roster;
 pub mod settings;
 pub mod status;
 mod text;
@@ -36,5 +39,6 @@ pub use fleet::{SetupError, Surroundings, Twitch};
 pub use metrics::TwitchMetrics;
 pub use normalize::{Normalizer, Reading, SharedChatMode};
 pub use replay::ReplayDoor;
+pub use roster::{RoomId, Roster, Sight, Sights, Wanted};
 pub use settings::{TwitchArgs, TwitchConfig};
 pub use status::TwitchStatus;

@@ -3,6 +3,7 @@
 //! dial → capabilities, login → read, and write the JOINs it is handed. A watchdog asks when it is silent. It decides
 //! nothing about channels: it reports what it hears to the [fleet](super::fleet), and does what it is told.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
@@ -19,8 +20,8 @@ use super::ledger::Mark;
 use super::lines::Lines;
 use super::normalize::{Protocol, Reading, TakenIn};
 use super::plan::{ConnectionId, JoinFailure};
-use crate::envelope::draft::Content;
-use crate::envelope::{Draft, Origin};
+use super::roster::RoomId;
+use crate::envelope::Origin;
 use crate::pipeline::{Intake, Patience};
 
 /// After so much silence we ask.
@@ -40,6 +41,8 @@ const READ_BYTES: usize = 64 * 1024;
 pub(super) enum Order {
     /// To ask for this channel.
     Join(String),
+    /// To leave it.
+    Part(String),
     /// To read what is still under way, and close.
     Close,
 }
@@ -60,12 +63,14 @@ pub(super) enum What {
     LoggedIn { nick: String },
     /// JOINs are written.
     Written { channels: Vec<String>, at: Instant },
-    /// Twitch confirmed the channel.
-    Confirmed { channel: String, at: Timestamp },
+    /// Twitch confirmed the channel, and may have said which room it is.
+    Confirmed { channel: String, room: Option<RoomId>, at: Timestamp },
     /// Twitch refused the channel.
     Refused { channel: String, why: JoinFailure },
     /// Twitch put us out of the channel.
     Parted { channel: String },
+    /// The owner of a wanted room speaks under a login that is not the one it is known by.
+    Seen { room: RoomId, login: String },
     /// Twitch will close the connection soon.
     AskedToReconnect,
     /// The last word.
@@ -239,25 +244,27 @@ impl Session<'_> {
 
     async fn obey(&mut self, order: Order) -> Result<(), End> {
         let mut channels = Vec::new();
+        // In the order they came: a channel may be left and joined again.
+        let mut lines = String::new();
         let mut next = Some(order);
         while let Some(order) = next {
             match order {
-                Order::Join(channel) => channels.push(channel),
+                Order::Join(channel) => {
+                    lines.extend(["JOIN #", &channel, "\r\n"]);
+                    channels.push(channel);
+                }
+                Order::Part(channel) => lines.extend(["PART #", &channel, "\r\n"]),
                 Order::Close => self.closing = Closing::From(Instant::now() + LINGER),
             }
             next = self.connection.orders.try_recv().ok();
         }
-        if channels.is_empty() {
+        if lines.is_empty() {
             return Ok(());
         }
-        let mut joins = String::new();
-        for channel in &channels {
-            for part in ["JOIN #", channel, "\r\n"] {
-                joins.push_str(part);
-            }
+        self.write(&lines).await?;
+        if !channels.is_empty() {
+            self.connection.report(What::Written { channels, at: Instant::now() }).await;
         }
-        self.write(&joins).await?;
-        self.connection.report(What::Written { channels, at: Instant::now() }).await;
         Ok(())
     }
 
@@ -281,7 +288,14 @@ impl Session<'_> {
         }
         if !drafts.is_empty() {
             shared.status.message_at(taken_in.at);
-            drafts.iter().filter_map(channel_of).for_each(|channel| shared.busy.count(channel));
+            // One word of each: who was renamed may say much.
+            let seen: BTreeMap<_, _> = {
+                let known = shared.known.lookup();
+                drafts.iter().filter_map(|draft| known.note(draft)).collect()
+            };
+            for (room, login) in seen {
+                self.connection.report(What::Seen { room, login }).await;
+            }
             self.connection.intake.offer(Origin::Twitch, drafts, Patience::Bounded).await;
         }
         // After the door: while it was waited at, nobody listened.
@@ -292,7 +306,7 @@ impl Session<'_> {
     }
 
     async fn protocol(&mut self, protocol: Protocol, at: Timestamp) -> Result<(), End> {
-        let Protocol { command, params, nick, msg_id } = protocol;
+        let Protocol { command, params, nick, msg_id, room } = protocol;
         let channel = params.first().map(|channel| channel.trim_start_matches('#')).unwrap_or_default();
         let is_ours = nick.as_deref() == Some(self.nick.as_str());
         match command.as_str() {
@@ -306,8 +320,8 @@ impl Session<'_> {
                 tracing::info!(account = self.nick, connection = self.connection.id, "connected to Twitch");
                 self.connection.report(What::LoggedIn { nick: self.nick.clone() }).await;
             }
-            "JOIN" if is_ours => self.confirmed(channel, at).await,
-            "ROOMSTATE" => self.confirmed(channel, at).await,
+            "JOIN" if is_ours => self.confirmed(channel, None, at).await,
+            "ROOMSTATE" => self.confirmed(channel, room, at).await,
             "PART" if is_ours => {
                 self.connection.report(What::Parted { channel: channel.to_owned() }).await;
             }
@@ -332,8 +346,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn confirmed(&mut self, channel: &str, at: Timestamp) {
-        self.connection.report(What::Confirmed { channel: channel.to_owned(), at }).await;
+    async fn confirmed(&mut self, channel: &str, room: Option<RoomId>, at: Timestamp) {
+        self.connection.report(What::Confirmed { channel: channel.to_owned(), room, at }).await;
     }
 
     /// The line has been silent for too long.
@@ -354,14 +368,6 @@ impl Session<'_> {
             }
             Closing::Asked(_) | Closing::No => Err(End::Replaced),
         }
-    }
-}
-
-/// The channel of an event.
-fn channel_of(draft: &Draft) -> Option<&str> {
-    match &draft.content {
-        Content::Event(event) => Some(&event.source.channel),
-        Content::Unusable { .. } => None,
     }
 }
 

@@ -3,28 +3,33 @@
 //!
 //! Around it: a task per connection, told by a short queue of its own and reporting on one that all share, and one
 //! task that [tells the gaps](super::heal). When Twitch asks to reconnect, the new connection is made before the old
-//! one is let go: both are read, the door drops what comes twice.
+//! one is let go: both are read, the door drops what comes twice. Which channels are wanted may
+//! [change](roster) at any time; without any there is no connection.
 
-use std::collections::{BTreeMap, HashMap};
+mod roster;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use thiserror::Error;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep_until};
 
 use super::backfill::{Backfill, BackfillError};
 use super::connection::{Connection, End, Order, Report, What, stopped};
 use super::heal::Heal;
+use super::known::Known;
 use super::ledger::{Ledger, Mark};
 use super::metrics::TwitchMetrics;
 use super::normalize::Normalizer;
 use super::note::{NoteError, NoteFile};
 use super::pacer::Pacer;
 use super::plan::{ConnectionId, Plan};
+use super::roster::{Lookout, Roster, Sights};
 use super::settings::TwitchConfig;
 use super::status::{ConnectionSeen, ConnectionState, Outlook, TwitchStatus};
 use crate::clock::Clock;
@@ -42,10 +47,8 @@ const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
 /// Waits after a refused login.
 const REFUSED_FIRST: Duration = Duration::from_secs(30);
 const REFUSED_LONGEST: Duration = Duration::from_mins(5);
-/// The limit of channels per account that Twitch announced in May 2024.
-const CHANNELS_PER_ACCOUNT: usize = 100;
-/// More than a connection is ever told at a time: one JOIN for each of its channels, and to close.
-const ORDERS: usize = 128;
+/// What one connection may have before it to do: ten times a JOIN for each of its channels. Full: it is let go of.
+const ORDERS: usize = 1_024;
 /// Full: connections wait.
 const REPORTS: usize = 256;
 /// How busy a channel is counts half after so long.
@@ -62,33 +65,6 @@ pub enum SetupError {
     Backfill(#[from] BackfillError),
 }
 
-/// How much is said in each channel, lately.
-pub(super) struct Busy(HashMap<String, AtomicU64>);
-
-impl Busy {
-    fn new(channels: &[String]) -> Self {
-        Self(channels.iter().map(|name| (name.clone(), AtomicU64::new(0))).collect())
-    }
-
-    /// Something was said.
-    pub(super) fn count(&self, channel: &str) {
-        if let Some(count) = self.0.get(channel) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn of(&self, channel: &str) -> u64 {
-        self.0.get(channel).map_or(0, |count| count.load(Ordering::Relaxed))
-    }
-
-    fn halve(&self) {
-        for count in self.0.values() {
-            // What is counted meanwhile may be lost: it is a hint.
-            count.store(count.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
-        }
-    }
-}
-
 /// What all connections use.
 pub(super) struct Shared {
     pub(super) config: TwitchConfig,
@@ -96,7 +72,7 @@ pub(super) struct Shared {
     pub(super) normalizer: Normalizer,
     pub(super) status: Arc<TwitchStatus>,
     pub(super) clock: Clock,
-    pub(super) busy: Busy,
+    pub(super) known: Known,
 }
 
 /// What the source needs of the service around it.
@@ -111,6 +87,10 @@ pub struct Surroundings {
     pub clock: Clock,
     /// `DATA_DIR`, where it leaves a note for the next run.
     pub folder: PathBuf,
+    /// Which channels are wanted.
+    pub roster: watch::Receiver<Arc<Roster>>,
+    /// Where it says which rooms it saw.
+    pub sights: watch::Sender<Sights>,
 }
 
 /// The source.
@@ -118,14 +98,16 @@ pub struct Twitch {
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
     heal: Heal,
+    roster: watch::Receiver<Arc<Roster>>,
+    lookout: Lookout,
 }
 
 impl Twitch {
     /// A source that has not started. Fails if the note in `DATA_DIR` is from a later version.
     pub fn new(config: TwitchConfig, around: Surroundings) -> Result<Self, SetupError> {
-        let Surroundings { tls, status, metrics, clock, folder } = around;
+        let Surroundings { tls, status, metrics, clock, folder, roster, sights } = around;
         let file = NoteFile::in_folder(&folder);
-        let ledger = Arc::new(Ledger::new(&config.channels, file.read()?));
+        let ledger = Arc::new(Ledger::new(file.read()?));
         let normalizer = |origin| Normalizer::new(origin, config.shared_chat, Arc::clone(&metrics));
         let backfill = config
             .backfill
@@ -134,9 +116,9 @@ impl Twitch {
             .transpose()?;
         let heal = Heal::new(Arc::clone(&ledger), file, backfill, clock.clone());
         let normalizer = normalizer(Origin::Twitch);
-        let busy = Busy::new(&config.channels);
-        let shared = Arc::new(Shared { config, tls, normalizer, status, clock, busy });
-        Ok(Self { shared, ledger, heal })
+        let shared = Arc::new(Shared { config, tls, normalizer, status, clock, known: Known::default() });
+        let lookout = Lookout { sights, unanswered: watch::Sender::new(BTreeMap::new()) };
+        Ok(Self { shared, ledger, heal, roster, lookout })
     }
 
     /// Reads chat until `stop` becomes true, connecting as often as it takes. `last_stored` says when the stream's last
@@ -147,17 +129,16 @@ impl Twitch {
         last_stored: impl FnOnce(Timestamp) -> F,
         mut stop: watch::Receiver<bool>,
     ) {
-        let Self { shared, ledger, heal } = self;
-        if shared.config.account.is_some() && shared.config.channels.len() > CHANNELS_PER_ACCOUNT {
-            let (channels, limit) = (shared.config.channels.len(), CHANNELS_PER_ACCOUNT);
-            tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
-        }
+        let Self { shared, ledger, heal, mut roster, lookout } = self;
         let started = shared.clock.now();
         let (reports, mut inbox) = mpsc::channel(REPORTS);
         let finish = watch::Sender::new(false);
         let mut healing = Tasks::new();
         healing.spawn("twitch gaps", heal.run(intake.clone(), finish.subscribe()));
-        let mut fleet = Fleet::new(shared, Arc::clone(&ledger), intake, reports, stop.clone());
+        let of_fleet = (Arc::clone(&ledger), lookout);
+        let mut fleet = Fleet::new(shared, of_fleet, intake, reports, stop.clone());
+        let first = Arc::clone(&roster.borrow_and_update());
+        fleet.follow(first, Instant::now());
         let mut last_stored = std::pin::pin!(last_stored(started));
         let mut is_asking = !ledger.has_past();
         let mut halving = interval_at(Instant::now() + HALF_LIFE, HALF_LIFE);
@@ -167,6 +148,10 @@ impl Twitch {
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => break,
+                Ok(()) = roster.changed() => {
+                    let wanted = Arc::clone(&roster.borrow_and_update());
+                    fleet.follow(wanted, Instant::now());
+                }
                 last = &mut last_stored, if is_asking => {
                     is_asking = false;
                     if let Some(last) = last {
@@ -180,7 +165,7 @@ impl Twitch {
                     }
                 }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
-                _ = halving.tick() => fleet.shared.busy.halve(),
+                _ = halving.tick() => fleet.shared.known.halve(),
                 // Its last report tells of an ordinary end; a part that broke ends the source.
                 Some(ended) = fleet.tasks.next_end() => if ended.panicked { return },
                 _ = healing.next_end() => return,
@@ -212,13 +197,25 @@ enum Leave {
     No,
     /// Twitch asked for it to be replaced.
     Asked,
+    /// It is not needed any more.
+    Surplus,
     /// It is replaced, and told to close.
     Told,
+}
+
+impl Leave {
+    /// Whether it is to be closed as soon as its channels are heard elsewhere.
+    fn is_due(self) -> bool {
+        matches!(self, Self::Asked | Self::Surplus)
+    }
 }
 
 struct Fleet {
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
+    lookout: Lookout,
+    /// What is wanted.
+    roster: Arc<Roster>,
     intake: Intake,
     reports: mpsc::Sender<Report>,
     stop: watch::Receiver<bool>,
@@ -240,18 +237,20 @@ struct Fleet {
 impl Fleet {
     fn new(
         shared: Arc<Shared>,
-        ledger: Arc<Ledger>,
+        (ledger, lookout): (Arc<Ledger>, Lookout),
         intake: Intake,
         reports: mpsc::Sender<Report>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let config = &shared.config;
         Self {
-            plan: Plan::new(&config.channels, config.join_rate),
+            plan: Plan::new(config.join_rate),
             backoff: Backoff::new(config.reconnect_first, config.reconnect_longest),
             refused_backoff: Backoff::new(REFUSED_FIRST, REFUSED_LONGEST),
             shared,
             ledger,
+            lookout,
+            roster: Arc::default(),
             intake,
             reports,
             stop,
@@ -271,13 +270,14 @@ impl Fleet {
         if self.plan.wants_connection() && self.dial_at <= now && self.logins.reserve(now) {
             self.open();
         }
-        while let Some((id, channel)) = self.plan.next_join(now, |channel| self.shared.busy.of(channel)) {
+        while let Some((id, channel)) = self.plan.next_join(now, |channel| self.shared.known.busy(channel)) {
             self.order(id, Order::Join(channel));
         }
+        self.shrink();
         let replaced: Vec<_> = self
             .berths
             .iter()
-            .filter(|(id, berth)| berth.leave == Leave::Asked && self.plan.is_replaced(**id))
+            .filter(|(id, berth)| berth.leave.is_due() && self.plan.is_replaced(**id))
             .map(|(id, _)| *id)
             .collect();
         for id in replaced {
@@ -289,6 +289,7 @@ impl Fleet {
         if self.plan.placeless() == 0 {
             self.lost = 0;
         }
+        self.look_for_unanswered();
         self.show();
     }
 
@@ -324,12 +325,17 @@ impl Fleet {
         self.berths.insert(id, berth);
     }
 
-    fn order(&self, id: ConnectionId, order: Order) {
-        // The queue has room for all a connection can be told; one that is gone will say so.
-        if let Some(berth) = self.berths.get(&id)
-            && berth.orders.try_send(order).is_err()
-        {
-            tracing::debug!(connection = id, "the connection is ending");
+    fn order(&mut self, id: ConnectionId, order: Order) {
+        let Some(berth) = self.berths.get_mut(&id) else { return };
+        match berth.orders.try_send(order) {
+            Ok(()) => {}
+            // One that is gone will say so.
+            Err(TrySendError::Closed(_)) => tracing::debug!(connection = id, "the connection is ending"),
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(connection = id, "a connection does nothing that it is told; it is let go of");
+                // Without anybody to tell it anything it ends, and its channels are joined elsewhere.
+                berth.orders = mpsc::channel(1).0;
+            }
         }
     }
 
@@ -344,14 +350,15 @@ impl Fleet {
             }
             What::LoggedIn { nick } => self.logged_in(id, &nick, now),
             What::Written { channels, at } => self.plan.written(id, &channels, at),
-            What::Confirmed { channel, at } => {
-                if self.plan.confirmed(id, &channel) {
+            What::Confirmed { channel, room, at } => {
+                if self.is_right(id, &channel, room, now) && self.plan.confirmed(id, &channel) {
                     tracing::info!(channel, connection = id, "joined");
                     if let Some(berth) = self.berths.get(&id) {
                         self.ledger.heard(&channel, at, &berth.mark);
                     }
                 }
             }
+            What::Seen { room, login } => self.lookout.saw(room, &login, &self.roster),
             What::Refused { channel, why } => {
                 let was_heard = self.plan.is_heard(&channel);
                 if self.plan.refused(id, &channel, why, now) {
@@ -409,7 +416,7 @@ impl Fleet {
             self.logins.unused(1);
         }
         let cause = match end {
-            _ if berth.leave != Leave::No => GapCause::ReconnectTooLate,
+            _ if matches!(berth.leave, Leave::Asked | Leave::Told) => GapCause::ReconnectTooLate,
             End::Silent => GapCause::Silence,
             End::Stopped | End::Replaced | End::LoginRefused(_) | End::Dial(_) | End::Io(_) | End::Closed => {
                 GapCause::ConnectionLost
@@ -454,6 +461,7 @@ impl Fleet {
     fn show(&self) {
         let stands = |berth: &Berth| berth.logged_in_at.is_some();
         let state = match (self.berths.values().any(stands), self.is_login_refused, self.was_connected) {
+            _ if self.plan.is_empty() => ConnectionState::Disabled,
             (true, ..) => ConnectionState::Connected,
             (false, true, _) => ConnectionState::Error,
             (false, false, true) => ConnectionState::Reconnecting,
@@ -469,7 +477,8 @@ impl Fleet {
             ConnectionSeen { id: *id, state, channels: self.plan.places(*id), joined }
         });
         let connections = connections.collect();
-        self.shared.status.show(Outlook { state, connections, channels: &self.plan });
+        let (channels, roster) = (&self.plan, &self.roster);
+        self.shared.status.show(Outlook { state, connections, channels, roster });
     }
 
     /// Waits until every connection has ended. They have heard that it is time.

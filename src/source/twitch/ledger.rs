@@ -49,6 +49,8 @@ enum Heard {
 #[derive(Debug)]
 struct Channel {
     heard: Heard,
+    /// Since when it is wanted; `None`: as long as anybody can tell.
+    since: Option<Timestamp>,
     /// When this run first heard it.
     first: Option<Timestamp>,
 }
@@ -67,6 +69,10 @@ pub(super) struct Pending {
 #[derive(Debug)]
 struct State {
     channels: BTreeMap<String, Channel>,
+    /// What the last run noted, of channels that are not wanted yet: the list may not be read yet.
+    past: BTreeMap<String, Timestamp>,
+    /// Up to when somebody heard whatever was wanted, by the stream's last message.
+    before: Option<Timestamp>,
     waiting: VecDeque<Pending>,
     /// Being dealt with.
     in_hand: Vec<Pending>,
@@ -86,20 +92,16 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Of these channels, with what the last run noted.
-    pub(super) fn new(channels: &[String], note: Option<Note>) -> Self {
+    /// Of no channel yet, with what the last run noted.
+    pub(super) fn new(note: Option<Note>) -> Self {
         // A run that was killed before it heard anything leaves a note that says nothing.
         let has_past = note.as_ref().is_some_and(|note| !note.channels.is_empty());
         let random = || Uuid::new_v4().simple().to_string();
         let note = note.unwrap_or_else(|| Note::new(random(), BTreeMap::new(), Vec::new()));
-        let before = |name: &String| match note.channels.get(name) {
-            Some(until) => Heard::Until(*until, GapCause::Restart),
-            None => Heard::Never,
-        };
-        let channels =
-            channels.iter().map(|name| (name.clone(), Channel { heard: before(name), first: None }));
         let mut state = State {
-            channels: channels.collect(),
+            channels: BTreeMap::new(),
+            past: note.channels,
+            before: None,
             waiting: VecDeque::new(),
             in_hand: Vec::new(),
             last_number: 0,
@@ -109,6 +111,39 @@ impl Ledger {
             state.push(gap, true);
         }
         Self { instance: note.instance, has_past, state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    /// The channel is wanted since `since` (`None`: as long as anybody can tell), known as `former` before. What was
+    /// missed before that is no gap.
+    pub(super) fn want(&self, name: &str, since: Option<Timestamp>, former: Option<&str>) {
+        let mut state = self.state();
+        let noted = state.past.remove(name);
+        let until = noted.or_else(|| state.past.remove(former?)).or(state.before);
+        let until = until.filter(|until| since.is_none_or(|since| since <= *until));
+        let heard = until.map_or(Heard::Never, |until| Heard::Until(until, GapCause::Restart));
+        state.channels.entry(name.to_owned()).or_insert(Channel { heard, since, first: None });
+    }
+
+    /// The channel is not wanted any more. What was missed of it so far is still told.
+    pub(super) fn forget(&self, name: &str) {
+        self.state().channels.remove(name);
+    }
+
+    /// The channel has another name now. The platform was silent under the old one for some time: since `last_said`, if
+    /// something was said in it.
+    pub(super) fn renamed(&self, name: &str, new_name: &str, last_said: Option<Timestamp>) {
+        let mut state = self.state();
+        let Some(mut channel) = state.channels.remove(name) else { return };
+        if let Heard::Now(mark) = &channel.heard {
+            let from = last_said.or(channel.first).unwrap_or_else(|| mark.get());
+            channel.heard = Heard::Until(from, GapCause::Renamed);
+        }
+        state.channels.entry(new_name.to_owned()).or_insert(channel);
+    }
+
+    /// All channels that are wanted now are known: what was noted of others is of no use any more.
+    pub(super) fn all_are_wanted(&self) {
+        self.state().past.clear();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -130,8 +165,13 @@ impl Ledger {
     pub(super) fn heard_before(&self, last: Timestamp, started: Timestamp) {
         let until = last.min(started);
         let mut state = self.state();
+        state.before = Some(until);
         let mut missed = Vec::new();
         for (name, channel) in &mut state.channels {
+            // One that is newer was heard by nobody.
+            if channel.since.is_some_and(|since| since > until) {
+                continue;
+            }
             match (channel.first, &channel.heard) {
                 (Some(to), _) => {
                     let (channel, cause) = (name.clone(), GapCause::Restart);
@@ -187,6 +227,8 @@ impl Ledger {
         };
         let channels =
             state.channels.iter().filter_map(|(name, channel)| Some((name.clone(), until(channel)?)));
+        let past = state.past.iter().map(|(name, until)| (name.clone(), *until));
+        let channels = past.chain(channels);
         let gaps = state.in_hand.iter().chain(&state.waiting).map(|pending| pending.gap.clone());
         (Note::new(self.instance.clone(), channels.collect(), gaps.collect()), state.last_number)
     }
@@ -252,8 +294,12 @@ mod tests {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
     }
 
-    fn names() -> Vec<String> {
-        ["a", "b"].map(str::to_owned).to_vec()
+    /// A ledger of two channels that are wanted as long as anybody can tell.
+    fn of_two(note: Option<Note>) -> Ledger {
+        let ledger = Ledger::new(note);
+        ["a", "b"].iter().for_each(|name| ledger.want(name, None, None));
+        ledger.all_are_wanted();
+        ledger
     }
 
     fn gap(channel: &str, from: i64, to: i64, cause: GapCause) -> Gap {
@@ -270,15 +316,15 @@ mod tests {
     #[test]
     fn a_note_that_names_no_channel_is_none() {
         let empty = Note::new("x".to_owned(), BTreeMap::new(), Vec::new());
-        assert!(!Ledger::new(&names(), Some(empty)).has_past());
-        let ledger = Ledger::new(&names(), None);
+        assert!(!of_two(Some(empty)).has_past());
+        let ledger = of_two(None);
         ledger.heard("a", at(0), &Arc::new(Mark::new(at(0))));
-        assert!(Ledger::new(&names(), Some(ledger.to_note().0)).has_past());
+        assert!(of_two(Some(ledger.to_note().0)).has_past());
     }
 
     #[tokio::test]
     async fn a_new_channel_has_no_gap_and_an_interrupted_one_has() {
-        let ledger = Ledger::new(&names(), None);
+        let ledger = of_two(None);
         let mark = Arc::new(Mark::new(at(0)));
         ledger.heard("a", at(1), &mark);
         ledger.heard("b", at(1), &mark);
@@ -297,7 +343,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_restart_tells_what_was_noted_and_what_was_not_told() {
-        let ledger = Ledger::new(&names(), None);
+        let ledger = of_two(None);
         let mark = Arc::new(Mark::new(at(0)));
         ledger.heard("a", at(1), &mark);
         mark.set(at(5));
@@ -306,7 +352,7 @@ mod tests {
         let untold = taken(&ledger);
         assert_eq!(untold.len(), 1);
         let (note, _) = ledger.to_note();
-        let next = Ledger::new(&names(), Some(note));
+        let next = of_two(Some(note));
         assert_eq!((next.instance(), next.has_past()), (ledger.instance(), true));
         // What the last run may have told is not told anew with something else.
         next.heard("a", at(20), &mark);
@@ -323,14 +369,14 @@ mod tests {
     async fn without_a_note_the_streams_last_message_is_where_a_gap_begins() {
         let mark = Arc::new(Mark::new(at(50)));
         // Known before anything is heard, or only after a was.
-        let ledger = Ledger::new(&names(), None);
+        let ledger = of_two(None);
         ledger.heard("a", at(52), &mark);
         ledger.heard_before(at(10), at(49));
         ledger.heard("b", at(55), &mark);
         let expected = [gap("a", 10, 52, GapCause::Restart), gap("b", 10, 55, GapCause::Restart)];
         assert_eq!(taken(&ledger), expected);
         // What this run published itself says nothing of the time before it.
-        let ledger = Ledger::new(&names(), None);
+        let ledger = of_two(None);
         ledger.heard("a", at(52), &mark);
         ledger.heard_before(at(60), at(49));
         assert_eq!(taken(&ledger), [gap("a", 49, 52, GapCause::Restart)]);
@@ -338,7 +384,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_gap_waits_per_channel_and_covers_what_it_stands_for() {
-        let ledger = Ledger::new(&names(), None);
+        let ledger = of_two(None);
         let mark = Arc::new(Mark::new(at(0)));
         for second in 0..1_000 {
             mark.set(at(second * 10));
@@ -347,5 +393,66 @@ mod tests {
         }
         assert_eq!(ledger.untold().len(), 1);
         assert_eq!(taken(&ledger), [gap("a", 0, 9_995, GapCause::ConnectionLost)]);
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_comes_and_goes_has_no_gap_for_it() {
+        let ledger = of_two(None);
+        ledger.heard_before(at(10), at(49));
+        let mark = Arc::new(Mark::new(at(50)));
+        // Added at run time: nobody heard it before.
+        ledger.want("c", Some(at(50)), None);
+        ledger.heard("c", at(51), &mark);
+        ledger.forget("c");
+        assert!(!ledger.to_note().0.channels.contains_key("c"));
+        ledger.want("c", Some(at(60)), None);
+        ledger.heard("c", at(61), &mark);
+        assert!(taken(&ledger).is_empty());
+        // Added long ago, and only read now from the list: somebody heard it.
+        ledger.want("d", Some(at(5)), None);
+        ledger.heard("d", at(62), &mark);
+        assert_eq!(taken(&ledger), [gap("d", 10, 62, GapCause::Restart)]);
+        // What was missed while it was wanted is told after it is not.
+        ledger.unheard("d", GapCause::ConnectionLost);
+        ledger.heard("d", at(63), &mark);
+        ledger.forget("d");
+        assert_eq!(taken(&ledger), [gap("d", 50, 63, GapCause::ConnectionLost)]);
+    }
+
+    #[tokio::test]
+    async fn the_note_is_kept_until_the_list_was_read() {
+        let heard = BTreeMap::from([("a", 1), ("b", 2), ("c", 3)].map(|(name, t)| (name.to_owned(), at(t))));
+        let ledger = Ledger::new(Some(Note::new("x".to_owned(), heard.clone(), Vec::new())));
+        ledger.want("a", None, None);
+        assert_eq!(ledger.to_note().0.channels, heard);
+        // b was taken out and put in again meanwhile; c is called d now.
+        ledger.want("b", Some(at(9)), None);
+        ledger.want("d", Some(at(0)), Some("c"));
+        ledger.all_are_wanted();
+        let mark = Arc::new(Mark::new(at(20)));
+        ["a", "b", "d"].iter().for_each(|name| ledger.heard(name, at(20), &mark));
+        let expected = [gap("a", 1, 20, GapCause::Restart), gap("d", 3, 20, GapCause::Restart)];
+        assert_eq!(taken(&ledger), expected);
+        assert_eq!(ledger.to_note().0.channels.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_rename_is_a_gap_since_something_was_last_said() {
+        let ledger = of_two(None);
+        let mark = Arc::new(Mark::new(at(50)));
+        ledger.heard("a", at(10), &mark);
+        ledger.heard("b", at(11), &mark);
+        ledger.renamed("a", "x", Some(at(30)));
+        ledger.heard("x", at(60), &mark);
+        // Nothing was said in it: since it was joined.
+        ledger.renamed("b", "y", None);
+        ledger.heard("y", at(61), &mark);
+        let expected = [gap("x", 30, 60, GapCause::Renamed), gap("y", 11, 61, GapCause::Renamed)];
+        assert_eq!(taken(&ledger), expected);
+        // One that was not heard anyway is missed since then.
+        ledger.unheard("x", GapCause::Silence);
+        ledger.renamed("x", "z", Some(at(31)));
+        ledger.heard("z", at(70), &mark);
+        assert_eq!(taken(&ledger), [gap("z", 50, 70, GapCause::Silence)]);
     }
 }

@@ -68,6 +68,8 @@ pub struct Protocol {
     pub nick: Option<String>,
     /// The tag `msg-id`.
     pub msg_id: Option<String>,
+    /// The tag `room-id`.
+    pub room: Option<u64>,
 }
 
 /// Reads lines.
@@ -324,7 +326,8 @@ fn content_key(parsed: &Parsed<'_>, line: &str) -> String {
 fn protocol(parsed: Parsed<'_>) -> Protocol {
     let nick = parsed.nick().map(str::to_owned);
     let msg_id = parsed.tag("msg-id").map(str::to_owned);
-    Protocol { command: parsed.command, params: parsed.params, nick, msg_id }
+    let room = parsed.tag("room-id").and_then(|room| room.parse().ok());
+    Protocol { command: parsed.command, params: parsed.params, nick, msg_id, room }
 }
 
 fn source(parsed: &Parsed<'_>) -> Result<SourceRef, &'static str> {

@@ -2,8 +2,8 @@
 //! word, so they are paced over all connections together, each is confirmed by its own answer, and what stays
 //! unanswered is asked for again and then reported.
 //!
-//! A channel keeps its place until the connection ends or is about to: so no connection ever has more than
-//! [`MOST_CHANNELS`], late answers included. Pure: time is an argument.
+//! A channel keeps its place until the connection ends or is about to, or until nobody wants it any more: so no
+//! connection ever has more than [`MOST_CHANNELS`], late answers included. Pure: time is an argument.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,6 +21,14 @@ pub(super) const MOST_CHANNELS: usize = 90;
 const ANSWER_WAITS: [Duration; 4] =
     [Duration::from_secs(10), Duration::from_secs(20), Duration::from_secs(40), Duration::from_secs(10)];
 
+/// After leaving a channel, its answer is waited for so long before it is joined on the same connection again: until
+/// then nobody can tell to which of the two an answer belongs. Longer than a write may take.
+const LEAVE_WAIT: Duration = Duration::from_secs(15);
+
+/// Channels that the other connections may have on average for one connection to be given up: with some room to grow
+/// again.
+const FEW_CHANNELS: usize = 60;
+
 /// How long a failed channel is left alone.
 const FAILED_PAUSE: Duration = Duration::from_mins(5);
 
@@ -37,6 +45,8 @@ pub(super) enum JoinFailure {
     Banned,
     /// The channel is suspended.
     Suspended,
+    /// The login is another channel's now: this one has a new login that is not known.
+    OtherRoom,
 }
 
 /// What is being done about a channel.
@@ -100,27 +110,91 @@ pub(super) struct Plan {
     channels: BTreeMap<String, Channel>,
     connections: BTreeMap<ConnectionId, Connection>,
     joins: Pacer,
+    /// Channels that are being left, and until when their answer is waited for.
+    parting: BTreeMap<(ConnectionId, String), Instant>,
 }
 
 impl Plan {
-    /// Of these channels, with at most `join_rate` JOINs in any ten seconds.
-    pub(super) fn new(channels: &[String], join_rate: usize) -> Self {
-        let unknown = || Channel {
+    /// Of no channel yet, with at most `join_rate` JOINs in any ten seconds.
+    pub(super) fn new(join_rate: usize) -> Self {
+        Self {
+            channels: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            joins: Pacer::new(join_rate),
+            parting: BTreeMap::new(),
+        }
+    }
+
+    /// Another channel is wanted. `was_heard`: under another name, so that it comes before those that never were.
+    pub(super) fn add(&mut self, name: &str, was_heard: bool) {
+        let unknown = Channel {
             request: Request::Queued { asked: 0 },
             place: None,
             still_on: None,
             failed: None,
-            was_heard: false,
+            was_heard,
         };
-        Self {
-            channels: channels.iter().map(|name| (name.clone(), unknown())).collect(),
-            connections: BTreeMap::new(),
-            joins: Pacer::new(join_rate),
+        self.channels.entry(name.to_owned()).or_insert(unknown);
+    }
+
+    /// The channel is not wanted any more. Returns the connections that are to leave it.
+    pub(super) fn remove(&mut self, name: &str, now: Instant) -> Vec<ConnectionId> {
+        let Some(channel) = self.channels.remove(name) else { return Vec::new() };
+        let is_asked = match channel.request {
+            // Asked for before, perhaps, and late with its answer.
+            Request::Queued { asked } => asked > 0,
+            Request::Handed { .. } | Request::Asked { .. } | Request::Joined => true,
+            // An answer after all is no news of a channel that nobody wants.
+            Request::Resting { .. } => channel.failed == Some(JoinFailure::NoAnswer),
+        };
+        let on: Vec<_> = channel.place.filter(|_| is_asked).into_iter().chain(channel.still_on).collect();
+        self.leave(name, &on, now);
+        on
+    }
+
+    fn leave(&mut self, name: &str, on: &[ConnectionId], now: Instant) {
+        for id in on {
+            self.parting.insert((*id, name.to_owned()), now + LEAVE_WAIT);
         }
+    }
+
+    /// The channel that answered to this name on a connection is another one than is wanted; whether that is news. It is
+    /// to be left.
+    pub(super) fn is_another(&mut self, id: ConnectionId, name: &str, now: Instant) -> bool {
+        let is_news = self.refused(id, name, JoinFailure::OtherRoom, now);
+        self.leave(name, &[id], now);
+        is_news
+    }
+
+    /// Whether there is anything to hear.
+    pub(super) fn is_empty(&self) -> bool {
+        self.channels.is_empty()
+    }
+
+    /// A connection that is not needed any more, its channels having room on the others; all of them where there is no
+    /// channel. Not while any is on its way or leaving.
+    pub(super) fn surplus(&self) -> Option<ConnectionId> {
+        let stages = || self.connections.values().map(|connection| connection.stage);
+        if self.is_empty() {
+            return self.connections.iter().find(|(_, one)| one.stage != Stage::Leaving).map(|(id, _)| *id);
+        }
+        if stages().any(|stage| stage != Stage::Open) || self.placeless() > 0 {
+            return None;
+        }
+        let most = stages().count().saturating_sub(1) * FEW_CHANNELS;
+        let (places, id) = self.connections.keys().map(|id| (self.places(*id), *id)).min()?;
+        let is_settled = |channel: &Channel| {
+            matches!(channel.request, Request::Joined | Request::Resting { .. })
+        };
+        let fits = self.channels.len() <= most && self.channels.values().all(is_settled);
+        (fits || (places == 0 && most > 0)).then_some(id)
     }
 
     /// Whether another connection is to be opened. One at a time.
     pub(super) fn wants_connection(&self) -> bool {
+        if self.is_empty() {
+            return false;
+        }
         let staying = || self.connections.iter().filter(|(_, connection)| connection.stage != Stage::Leaving);
         if staying().any(|(_, connection)| connection.stage == Stage::Opening) {
             return false;
@@ -175,6 +249,7 @@ impl Plan {
             // Written or not: nobody knows.
             self.joins.sent(handed, now);
         }
+        self.parting.retain(|(on, _), _| *on != id);
         let mut unheard = Vec::new();
         for (name, channel) in &mut self.channels {
             let was_heard = channel.is_heard();
@@ -214,11 +289,8 @@ impl Plan {
     ) -> Option<(ConnectionId, String)> {
         self.expire(now);
         let roomiest = self.roomiest();
-        let is_open = |id: &ConnectionId| self.connections.get(id).is_some_and(|c| c.stage == Stage::Open);
         let candidates = self.channels.iter().rev().filter_map(|(name, channel)| match channel.request {
-            Request::Queued { asked } => {
-                Some((name, channel, asked, channel.place.filter(is_open).or(roomiest)?))
-            }
+            Request::Queued { asked } => Some((name, channel, asked, self.home(name, channel, roomiest)?)),
             _ => None,
         });
         let (name, _, asked, id) =
@@ -244,12 +316,23 @@ impl Plan {
             Request::Resting { retry_at } => Some(retry_at),
             Request::Queued { .. } | Request::Handed { .. } | Request::Joined => None,
         });
-        let has_room = self.roomiest().is_some();
-        let may_go = |channel: &Channel| {
-            matches!(channel.request, Request::Queued { .. }) && (has_room || channel.place.is_some())
+        let roomiest = self.roomiest();
+        let may_go = |(name, channel): (&String, &Channel)| {
+            matches!(channel.request, Request::Queued { .. }) && self.home(name, channel, roomiest).is_some()
         };
-        let permit = self.channels.values().any(may_go).then(|| self.joins.next_free(now)).flatten();
-        changes.chain(permit).min()
+        let permit = self.channels.iter().any(may_go).then(|| self.joins.next_free(now)).flatten();
+        let parted = self.parting.values().copied();
+        changes.chain(permit).chain(parted).min()
+    }
+
+    /// Where a channel is to be asked for: on its connection, or on the roomiest; not where it is being left.
+    fn home(&self, name: &str, channel: &Channel, roomiest: Option<ConnectionId>) -> Option<ConnectionId> {
+        let is_open = |id: &ConnectionId| self.connections.get(id).is_some_and(|c| c.stage == Stage::Open);
+        channel.place.filter(is_open).or(roomiest).filter(|id| !self.is_parting(*id, name))
+    }
+
+    fn is_parting(&self, id: ConnectionId, name: &str) -> bool {
+        !self.parting.is_empty() && self.parting.contains_key(&(id, name.to_owned()))
     }
 
     /// JOINs went out on a connection.
@@ -272,6 +355,9 @@ impl Plan {
 
     /// Twitch confirmed the channel on a connection; whether that is news.
     pub(super) fn confirmed(&mut self, id: ConnectionId, name: &str) -> bool {
+        if self.is_parting(id, name) {
+            return false;
+        }
         let stage = self.connections.get(&id).map(|connection| connection.stage);
         let Some(channel) = self.channels.get_mut(name) else { return false };
         let is_news = if channel.place == Some(id) {
@@ -302,6 +388,9 @@ impl Plan {
 
     /// Twitch put us out of the channel on a connection; whether it was heard there.
     pub(super) fn parted(&mut self, id: ConnectionId, name: &str) -> bool {
+        if self.parting.remove(&(id, name.to_owned())).is_some() {
+            return false;
+        }
         let Some(channel) = self.channels.get_mut(name) else { return false };
         if channel.still_on == Some(id) {
             channel.still_on = None;
@@ -312,6 +401,21 @@ impl Plan {
             channel.request = Request::Queued { asked: 0 };
         }
         was_joined
+    }
+
+    /// Channels that were asked for, and have not answered.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = &str> {
+        self.channels.iter().filter_map(|(name, channel)| {
+            let is_unanswered = match channel.request {
+                Request::Queued { asked } | Request::Handed { asked } => asked > 0,
+                Request::Asked { asked, .. } => asked > 1,
+                Request::Joined => false,
+                Request::Resting { .. } => {
+                    matches!(channel.failed, Some(JoinFailure::NoAnswer | JoinFailure::OtherRoom))
+                }
+            };
+            is_unanswered.then_some(name.as_str())
+        })
     }
 
     /// Whether the channel is heard on any connection.
@@ -339,6 +443,7 @@ impl Plan {
     }
 
     fn expire(&mut self, now: Instant) {
+        self.parting.retain(|_, until| *until > now);
         for channel in self.channels.values_mut() {
             let asked_again = match channel.request {
                 Request::Asked { asked, answer_due } if answer_due <= now => {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::metrics::{ChannelState, TwitchMetrics};
 use super::plan::{ConnectionId, JoinFailure, Plan};
+use super::roster::Roster;
 use crate::clock::Clock;
 use crate::status::Part;
 use crate::telemetry::metrics::Label as _;
@@ -30,8 +31,12 @@ pub enum ConnectionState {
 
 /// One channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Channel {
     name: String,
+    /// Its room, once Twitch said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room_id: Option<String>,
     #[serde(serialize_with = "as_str")]
     state: ChannelState,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +63,7 @@ pub(super) struct Outlook<'a> {
     pub(super) state: ConnectionState,
     pub(super) connections: Vec<ConnectionSeen>,
     pub(super) channels: &'a Plan,
+    pub(super) roster: &'a Roster,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
@@ -147,10 +153,17 @@ impl TwitchStatus {
     }
 
     /// How things are now.
-    pub(super) fn show(&self, Outlook { state, connections, channels }: Outlook<'_>) {
+    pub(super) fn show(&self, Outlook { state, connections, channels, roster }: Outlook<'_>) {
+        let room_id = |name| Some(roster.channels.get(name)?.room?.to_string());
         let channels: Vec<_> = channels
             .channels()
-            .map(|(name, state, why, connection)| Channel { name: name.to_owned(), state, why, connection })
+            .map(|(name, state, why, connection)| Channel {
+                name: name.to_owned(),
+                room_id: room_id(name),
+                state,
+                why,
+                connection,
+            })
             .collect();
         for state in ChannelState::ALL {
             let count = channels.iter().filter(|channel| channel.state == *state).count();

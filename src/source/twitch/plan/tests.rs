@@ -18,7 +18,9 @@ struct World {
 
 impl World {
     fn new(channels: usize, rate: usize) -> Self {
-        Self { plan: Plan::new(&names(channels), rate), last_id: 0, sent: Vec::new() }
+        let mut plan = Plan::new(rate);
+        names(channels).iter().for_each(|name| plan.add(name, false));
+        Self { plan, last_id: 0, sent: Vec::new() }
     }
 
     /// Lets `span` pass. `answers`: whether a JOIN is answered; `delay`: how long one takes to be written.

@@ -1,0 +1,118 @@
+//! Channels that come, go and change their names while the connections stand.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::super::connection::Order;
+use super::super::plan::ConnectionId;
+use super::super::roster::{RoomId, Roster};
+use super::{Fleet, Leave};
+use crate::envelope::draft::GapCause;
+
+/// The limit of channels per account that Twitch announced in May 2024.
+const CHANNELS_PER_ACCOUNT: usize = 100;
+
+impl Fleet {
+    /// From now on these channels are wanted.
+    pub(super) fn follow(&mut self, roster: Arc<Roster>, now: Instant) {
+        let before = std::mem::replace(&mut self.roster, Arc::clone(&roster));
+        self.warn_of_too_many(&before, &roster);
+        self.rename(&before, &roster, now);
+        for login in before.channels.keys().filter(|login| !roster.channels.contains_key(*login)) {
+            self.part(login, now);
+            self.ledger.forget(login);
+        }
+        for (login, wanted) in &roster.channels {
+            if !before.channels.contains_key(login) {
+                self.plan.add(login, false);
+                self.ledger.want(login, wanted.since, wanted.former.as_deref());
+            }
+        }
+        if roster.is_whole && !before.is_whole {
+            self.ledger.all_are_wanted();
+        }
+        self.shared.known.set(&roster);
+    }
+
+    fn warn_of_too_many(&self, before: &Roster, roster: &Roster) {
+        let is_more = |roster: &Roster| roster.channels.len() > CHANNELS_PER_ACCOUNT;
+        if self.shared.config.account.is_some() && is_more(roster) && !is_more(before) {
+            let (channels, limit) = (roster.channels.len(), CHANNELS_PER_ACCOUNT);
+            tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
+        }
+    }
+
+    /// Rooms that have another login now are joined under it; what was missed since is a gap.
+    fn rename(&mut self, before: &Roster, roster: &Roster, now: Instant) {
+        let rooms = roster.rooms();
+        for (room, login) in before.rooms() {
+            let Some(new_login) = rooms.get(&room).copied().filter(|new_login| *new_login != login) else {
+                continue;
+            };
+            tracing::info!(channel = login, renamed_to = new_login, "the channel has another name now");
+            if roster.channels.contains_key(login) || before.channels.contains_key(new_login) {
+                // One of the two is wanted for itself as well.
+                continue;
+            }
+            self.ledger.renamed(login, new_login, self.shared.known.last_said(login));
+            self.part(login, now);
+            self.plan.add(new_login, true);
+        }
+    }
+
+    fn part(&mut self, login: &str, now: Instant) {
+        for id in self.plan.remove(login, now) {
+            self.order(id, Order::Part(login.to_owned()));
+        }
+    }
+
+    /// Whether the room that answered to a login is the one that is wanted under it. Another one is left.
+    pub(super) fn is_right(
+        &mut self,
+        id: ConnectionId,
+        login: &str,
+        room: Option<RoomId>,
+        now: Instant,
+    ) -> bool {
+        let Some(room) = room else { return true };
+        let Some(wanted) = self.roster.channels.get(login) else { return true };
+        self.lookout.saw(room, login, &self.roster);
+        if wanted.is_fixed || wanted.room.is_none_or(|wanted| wanted == room) {
+            return true;
+        }
+        let was_heard = self.plan.is_heard(login);
+        if self.plan.is_another(id, login, now) {
+            tracing::warn!(channel = login, "the login is another channel's now");
+        }
+        self.order(id, Order::Part(login.to_owned()));
+        if was_heard && !self.plan.is_heard(login) {
+            self.ledger.unheard(login, GapCause::Removed);
+        }
+        false
+    }
+
+    /// Lets go of a connection that is not needed any more. Its channels are joined on the others before.
+    pub(super) fn shrink(&mut self) {
+        while let Some(id) = self.plan.surplus() {
+            self.plan.leaving(id);
+            if let Some(berth) = self.berths.get_mut(&id) {
+                berth.leave = Leave::Surplus;
+            }
+            tracing::info!(connection = id, "a connection is not needed any more");
+        }
+    }
+
+    /// Says which rooms are wanted under a login that does not answer.
+    pub(super) fn look_for_unanswered(&self) {
+        let room = |login: &str| self.roster.channels.get(login)?.room;
+        let unanswered: BTreeMap<_, _> =
+            self.plan.unanswered().filter_map(|login| Some((room(login)?, login.to_owned()))).collect();
+        self.lookout.unanswered.send_if_modified(|before| {
+            let is_other = *before != unanswered;
+            *before = unanswered;
+            is_other
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! What a connection looks up for each line: how much is said where, and whether somebody who speaks owns a channel
+//! that is wanted, under another login than it is known by.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use jiff::Timestamp;
+
+use super::roster::{RoomId, Roster, is_login};
+use crate::envelope::Draft;
+use crate::envelope::draft::Content;
+
+/// One channel.
+#[derive(Debug, Default)]
+struct Pulse {
+    /// How much is said, lately.
+    count: AtomicU64,
+    /// When something was last said, Unix milliseconds; 0: not in this run.
+    last: AtomicI64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lookup {
+    channels: HashMap<String, Pulse>,
+    /// Logins of the owners of channels.
+    owners: HashMap<RoomId, String>,
+}
+
+/// The wanted channels, as connections see them.
+#[derive(Debug, Default)]
+pub(super) struct Known(RwLock<Lookup>);
+
+impl Known {
+    /// For a batch of lines. Do not hold it over an await.
+    pub(super) fn lookup(&self) -> RwLockReadGuard<'_, Lookup> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on these.
+    pub(super) fn set(&self, roster: &Roster) {
+        let mut lookup = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        lookup.channels.retain(|login, _| roster.channels.contains_key(login));
+        for login in roster.channels.keys() {
+            lookup.channels.entry(login.clone()).or_default();
+        }
+        lookup.owners = roster.rooms().into_iter().map(|(room, login)| (room, login.to_owned())).collect();
+    }
+
+    /// How much is said in a channel, lately.
+    pub(super) fn busy(&self, channel: &str) -> u64 {
+        self.lookup().channels.get(channel).map_or(0, |pulse| pulse.count.load(Ordering::Relaxed))
+    }
+
+    /// When something was last said in a channel.
+    pub(super) fn last_said(&self, channel: &str) -> Option<Timestamp> {
+        let last = self.lookup().channels.get(channel)?.last.load(Ordering::Relaxed);
+        Timestamp::from_millisecond(last).ok().filter(|_| last > 0)
+    }
+
+    /// What was said a while ago counts half.
+    pub(super) fn halve(&self) {
+        for pulse in self.lookup().channels.values() {
+            // What is counted meanwhile may be lost: it is a hint.
+            pulse.count.store(pulse.count.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Lookup {
+    /// Counts what is said. Returns the room and the present login of a speaker who owns a wanted channel by another
+    /// name.
+    pub(super) fn note(&self, draft: &Draft) -> Option<(RoomId, String)> {
+        let Content::Event(event) = &draft.content else { return None };
+        if let Some(pulse) = self.channels.get(&event.source.channel) {
+            pulse.count.fetch_add(1, Ordering::Relaxed);
+            pulse.last.store(draft.taken_in_at.as_millisecond(), Ordering::Relaxed);
+        }
+        let user = event.user.as_ref()?;
+        let room = user.id.parse().ok()?;
+        let known = self.owners.get(&room)?;
+        (*known != user.name && is_login(&user.name)).then(|| (room, user.name.clone()))
+    }
+}
