@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::bus::embedded::EmbeddedError;
 use crate::bus::{Bus, Start, Wanted};
+use crate::channels::{Channels, Follow};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
@@ -25,7 +26,8 @@ use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
 use crate::source::twitch::{
-    BackfillUrl, Normalizer, ReplayDoor, SetupError, Surroundings, Twitch, TwitchMetrics, TwitchStatus,
+    BackfillUrl, Normalizer, ReplayDoor, Roster, SetupError, Sights, Surroundings, Twitch, TwitchMetrics,
+    TwitchStatus,
 };
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
@@ -35,7 +37,7 @@ use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
 
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
-pub use path::{Around, lay_path, open_bus, open_users};
+pub use path::{Around, lay_path, open_bus, open_store, open_users};
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -146,7 +148,9 @@ impl App {
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
-        let users = open_users(path, data_dir.path(), &bus, &registry, &clock)?;
+        let store = open_store(path, data_dir.path(), &registry)?;
+        let channels = Channels::new(store.clone(), path.fixed_channels(), clock.clone());
+        let users = open_users(path, store, &bus, &registry, &clock)?;
         let mut tasks = Tasks::new();
         let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
         let (intake, outbox, of_path) =
@@ -156,7 +160,7 @@ impl App {
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
         let folder = data_dir.path().to_owned();
-        let source = twitch(path, (&status, &twitch_metrics), clock, folder)?;
+        let source = twitch(path, (&status, &twitch_metrics), clock, folder, &channels)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
@@ -169,6 +173,7 @@ impl App {
             bus: Arc::clone(&bus),
             metrics: Arc::new(HttpMetrics::new(&registry)?),
             registry,
+            channels,
             replay: Arc::clone(&replay),
             draining: stop.subscribe(),
         };
@@ -176,7 +181,8 @@ impl App {
         hear_of(&*bus).await?;
         hear_of_counting(users.as_ref()).await?;
         match source {
-            Some(source) => {
+            Some((source, follow)) => {
+                tasks.spawn("channels", follow.run());
                 let last_stored = |started| last_stored_before(bus, started);
                 let source = |stop| source.run(intake, last_stored, stop);
                 tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
@@ -329,22 +335,25 @@ async fn listen(config: &HttpConfig) -> Result<TcpListener, AppError> {
     listening.map_err(|source| listen_error(config, source))
 }
 
-/// The Twitch source, not yet running; `None` without channels.
+/// The Twitch source, not yet running, and what tells it which channels are wanted; `None` where a setting forbids it.
 fn twitch(
     path: &PathConfig,
     (status, metrics): (&Arc<TwitchStatus>, &Arc<TwitchMetrics>),
     clock: Clock,
     folder: PathBuf,
-) -> Result<Option<Twitch>, AppError> {
+    channels: &Channels,
+) -> Result<Option<(Twitch, Follow)>, AppError> {
     if !path.twitch.enabled {
-        tracing::warn!(
-            "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
-        );
+        tracing::warn!("TWITCH_ENABLED is false: no chat is read");
         return Ok(None);
     }
+    let wanted = watch::Sender::new(Arc::new(Roster::fixed(path.fixed_channels())));
+    let (roster, sights) = (wanted.subscribe(), watch::Sender::new(Sights::default()));
+    let keeps_fixed = path.enrich.mode != EnrichMode::DryRun;
+    let follow = Follow::new(channels.clone(), keeps_fixed, wanted, sights.subscribe());
     let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
-    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
-    Ok(Some(Twitch::new(path.twitch.clone(), around)?))
+    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder, roster, sights };
+    Ok(Some((Twitch::new(path.twitch.clone(), around)?, follow)))
 }
 
 /// TLS for what the source dials, if it dials anything with it.

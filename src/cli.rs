@@ -1,5 +1,6 @@
 //! What a person types: the commands, their settings, their exit codes.
 
+mod channel;
 mod client;
 mod probe;
 mod replay;
@@ -48,6 +49,8 @@ enum Command {
     /// Follow published envelopes
     #[command(after_help = AFTER_HELP)]
     Tail(Box<tail::TailArgs>),
+    /// Add, remove and list channels while the service runs
+    Channel(channel::ChannelArgs),
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
@@ -152,6 +155,7 @@ fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
             Command::Serve(args) => serve::run(&args, environment).await,
             Command::Replay(args) => replay::run(&args, environment).await,
             Command::Tail(args) => tail::run(&args, environment).await,
+            Command::Channel(args) => channel::run(&args, environment).await,
             Command::Probe(args) => probe::run(&args, environment).await,
             Command::Simulate(args) => simulate::run(*args, clock::system_milliseconds, asked_to_stop())
                 .await

@@ -1,6 +1,7 @@
 //! The operator's HTTP: probes, metrics, a look inside, and the stream of what was published.
 
 mod access;
+mod channels;
 mod connections;
 mod debug;
 mod health;
@@ -15,8 +16,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn_with_state, map_request};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use clap::Args;
 use prometheus::Registry;
 use serde::Serialize;
@@ -24,6 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::bus::Bus;
+use crate::channels::Channels;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
@@ -119,6 +122,8 @@ pub struct Shown {
     pub metrics: Arc<HttpMetrics>,
     /// Becomes true when the service stops taking in.
     pub draining: watch::Receiver<bool>,
+    /// Where operators add and remove channels.
+    pub channels: Channels,
     /// The door for `/admin/replay`, until the service shuts down.
     pub replay: Arc<ReplayDoor>,
 }
@@ -159,6 +164,11 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/config", get(debug::config))
         .route("/v1/stream", get(stream::stream))
         .route("/admin/replay", post(replay::replay))
+        .route(
+            "/admin/channels",
+            get(channels::list).post(channels::add).layer(DefaultBodyLimit::max(channels::LARGEST_BODY)),
+        )
+        .route("/admin/channels/{login}", delete(channels::remove))
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
     let mut open = Router::new().route("/metrics", get(metrics::metrics));
     for path in ["/livez", "/live"] {

@@ -18,6 +18,8 @@ pub mod pipeline;
 
 pub mod users;
 
+pub mod channels;
+
 pub mod bus;
 pub mod store;
 

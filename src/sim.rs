@@ -20,6 +20,7 @@ mod hub;
 mod joins;
 mod lifelike;
 mod lines;
+mod names;
 mod pace;
 mod parts;
 mod people;

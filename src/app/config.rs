@@ -14,7 +14,7 @@ use crate::source::twitch::{SharedChatMode, TwitchArgs, TwitchConfig};
 use crate::store::{StoreArgs, StoreConfig, StoreDriver};
 use crate::telemetry::logs::{LogArgs, LogConfig};
 use crate::tls::{TlsArgs, TlsConfig};
-use crate::users::{EnrichArgs, EnrichConfig, EnrichMode};
+use crate::users::{EnrichArgs, EnrichConfig};
 
 /// Settings of the service.
 #[derive(Debug, Clone, Args)]
@@ -148,13 +148,22 @@ impl PathArgs {
 impl PathConfig {
     /// Whether something lies in `DATA_DIR` that has one user at a time.
     pub fn has_embedded_parts(&self) -> bool {
-        let has_store = self.enrich.mode != EnrichMode::Off && self.store.driver == StoreDriver::Embedded;
-        has_store || self.bus.driver == Driver::Embedded
+        self.has_embedded_store() || self.bus.driver == Driver::Embedded
     }
 
     /// Messages under way at a time.
     pub fn window(&self) -> usize {
         self.publish.max_in_flight
+    }
+
+    /// Whether the user store is a file in `DATA_DIR`.
+    pub fn has_embedded_store(&self) -> bool {
+        self.store.driver == StoreDriver::Embedded
+    }
+
+    /// Channels that a setting names.
+    pub fn fixed_channels(&self) -> &[String] {
+        &self.twitch.channels
     }
 
     /// Which copies in a shared chat are events.

@@ -29,6 +29,10 @@ label! {
         Stream => "/v1/stream",
         /// Captured lines.
         AdminReplay => "/admin/replay",
+        /// Channels.
+        AdminChannels => "/admin/channels",
+        /// One channel.
+        AdminChannel => "/admin/channels/{login}",
         /// Everything else.
         Unmatched => "unmatched",
     }

@@ -21,10 +21,14 @@ label! {
         LoopbackOnly => "loopback_only",
         /// The request makes no sense.
         BadRequest => "bad_request",
+        /// It does not fit what is there already, or somebody else changed it at the same time.
+        Conflict => "conflict",
         /// All places are taken.
         TooManyClients => "too_many_clients",
         /// The bus cannot be read now.
         BusUnavailable => "bus_unavailable",
+        /// The user store does not answer.
+        StoreUnavailable => "store_unavailable",
         /// The service is shutting down.
         ShuttingDown => "shutting_down",
         /// Our fault.
@@ -40,7 +44,8 @@ impl ProblemCode {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::LoopbackOnly => StatusCode::FORBIDDEN,
             Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::TooManyClients | Self::BusUnavailable | Self::ShuttingDown => {
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::TooManyClients | Self::BusUnavailable | Self::StoreUnavailable | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

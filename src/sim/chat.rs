@@ -49,6 +49,13 @@ impl Chat {
         }
     }
 
+    /// A channel has another name from now on, and is the same room.
+    pub(super) fn rename(&mut self, old: &str, new: &str) {
+        for room in self.rooms.iter_mut().filter(|room| room.name == old) {
+            new.clone_into(&mut room.name);
+        }
+    }
+
     /// Appends `count` messages, sent at `now` (Unix ms), to `lines`.
     pub(super) fn fill(&mut self, count: usize, now: &str, lines: &mut Lines) {
         for _ in 0..count {

@@ -55,6 +55,8 @@ pub enum Command {
     RefuseJoins(JoinRefusal, Vec<String>),
     /// Answers JOINs to these channels again; none named: to all.
     AllowJoins(Vec<String>),
+    /// Gives a channel another login: the old one gets nothing more and is not answered, the new one is the same room.
+    Rename(String, String),
     /// Answers so many JOINs of an account in any ten seconds, and not one more; 0: all.
     JoinLimit(u32),
     /// Sends one of each kind of bad line to the first channel, by name, that somebody is in.
@@ -141,6 +143,7 @@ impl Desk {
             Command::IgnoreJoins(channels) => hub.policy().ignore(channels),
             Command::RefuseJoins(why, channels) => hub.policy().refuse(channels, why),
             Command::AllowJoins(channels) => hub.policy().allow(&channels),
+            Command::Rename(old, new) => hub.rename(&old, &new),
             Command::JoinLimit(limit) => hub.joins().limit = limit,
             Command::BadLinesOnce => self.bad_lines().await,
             Command::BadLines(permille) => hub.bad_permille.store(permille.into(), Ordering::Relaxed),

@@ -9,7 +9,6 @@ use super::chat::put_id;
 use super::delivery::Delivery;
 use super::hub::{Hub, Peer};
 use super::lines::{Lines, Mark};
-use super::people::room_id;
 use super::session::is_anonymous;
 
 /// Brings a client's own message to the others in the channel.
@@ -28,13 +27,13 @@ pub(super) async fn say(peer: &Peer, login: &str, (channel, text): &(String, Str
     out.put_slice(
         format!(
             ";mod=0;returning-chatter=0;room-id={};subscriber=0;tmi-sent-ts={};turbo=0;user-id=",
-            room_id(channel),
+            delivery.hub.names().room_id(channel),
             (delivery.now)()
         )
         .as_bytes(),
     );
     let user_at = out.len();
-    out.put_slice(room_id(login).to_string().as_bytes());
+    out.put_slice(delivery.hub.names().room_id(login).to_string().as_bytes());
     let user = user_at..out.len();
     out.put_slice(
         format!(";user-type= :{login}!{login}@{login}.tmi.twitch.tv PRIVMSG #{channel} :{text}\r\n")

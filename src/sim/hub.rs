@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::control::{PeerStats, Stats};
 use super::faults::{Mode, Policy};
 use super::joins::JoinBook;
+use super::names::Names;
 use super::queue::Queue;
 
 /// At most so many connections at once: with their queues they bound the simulator's memory.
@@ -48,7 +49,8 @@ struct State {
 pub(super) struct Hub {
     state: Mutex<State>,
     /// The channels that get messages; `None`: any.
-    audience: Option<BTreeSet<String>>,
+    audience: Mutex<Option<BTreeSet<String>>>,
+    names: Mutex<Names>,
     /// How many joined connections would get something.
     readers: watch::Sender<usize>,
     policy: Mutex<Policy>,
@@ -89,7 +91,8 @@ impl Hub {
     pub(super) fn new(audience: Option<BTreeSet<String>>) -> Self {
         Self {
             state: Mutex::default(),
-            audience,
+            audience: Mutex::new(audience),
+            names: Mutex::default(),
             readers: watch::Sender::new(0),
             policy: Mutex::default(),
             joins: Mutex::default(),
@@ -186,7 +189,29 @@ impl Hub {
     }
 
     fn counts(&self, channel: &str) -> bool {
-        self.audience.as_ref().is_none_or(|audience| audience.contains(channel))
+        lock(&self.audience).as_ref().is_none_or(|audience| audience.contains(channel))
+    }
+
+    /// Gives a channel another name. Those in it stay where they are, and get nothing more.
+    pub(super) fn rename(&self, old: &str, new: &str) {
+        let state = lock(&self.state);
+        if !self.names().rename(old, new) {
+            return;
+        }
+        let speaking = |channel: &str| {
+            let members = state.members.get(channel);
+            members.map_or(0, |members| members.values().filter(|peer| peer.speaks()).count())
+        };
+        let mut audience = lock(&self.audience);
+        if let Some(audience) = audience.as_mut().filter(|audience| audience.remove(old)) {
+            let more = if audience.insert(new.to_owned()) { speaking(new) } else { 0 };
+            self.readers.send_modify(|readers| *readers = *readers + more - speaking(old));
+        }
+    }
+
+    /// What channels are called. Do not hold it over an await.
+    pub(super) fn names(&self) -> MutexGuard<'_, Names> {
+        lock(&self.names)
     }
 
     /// Those in `channel`; with an empty name everybody.

@@ -79,6 +79,13 @@ impl Lifelike {
         }
     }
 
+    /// A channel has another name from now on, and is the same room.
+    pub(super) fn rename(&mut self, old: &str, new: &str) {
+        for room in self.rooms.iter_mut().filter(|room| room.name == old) {
+            new.clone_into(&mut room.name);
+        }
+    }
+
     /// Appends `count` lines, sent at `now` (Unix ms), to `lines`.
     pub(super) fn fill(&mut self, count: usize, now: &str, lines: &mut Lines) {
         let mut made = 0;

@@ -33,6 +33,17 @@ pub(super) enum Feed {
     Replay(Box<Replay>),
 }
 
+impl Feed {
+    /// A channel has another name from now on. The lines of a file name their channels themselves.
+    fn rename(&mut self, old: &str, new: &str) {
+        match self {
+            Self::Chat(chat) => chat.rename(old, new),
+            Self::Lifelike(chat) => chat.rename(old, new),
+            Self::Replay(_) => {}
+        }
+    }
+}
+
 /// The pump. Built once, run once.
 pub(super) struct Pump {
     pub(super) feed: Feed,
@@ -80,6 +91,9 @@ impl Pump {
             if wanted == 0 {
                 sleep_until((start + pace.next_at()).max(Instant::now() + TICK)).await;
                 continue;
+            }
+            for (old, new) in hub.names().take_fresh() {
+                self.feed.rename(&old, &new);
             }
             let made = self.fill(wanted, &mut lines)?;
             pace.sent(made);

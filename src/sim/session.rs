@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::faults::LoginRefusal;
 use super::hub::Hub;
-use super::people::room_id;
 
 /// One connection may be in so many channels; further JOINs vanish, as over Twitch's own limit.
 const MAX_CHANNELS: usize = 1_000;
@@ -73,7 +72,7 @@ impl Session {
                 self.pass = Some(text_of(rest).to_owned());
                 Reply::default()
             }
-            "NICK" => self.nick(text_of(rest), hub.policy().refuse_login),
+            "NICK" => self.nick(text_of(rest), hub),
             "JOIN" => self.join(rest, hub, now),
             "PART" => self.part(rest),
             "PRIVMSG" => self.say(rest, now),
@@ -108,7 +107,7 @@ impl Session {
         }
     }
 
-    fn nick(&mut self, nick: &str, refusal: Option<LoginRefusal>) -> Reply {
+    fn nick(&mut self, nick: &str, hub: &Hub) -> Reply {
         if self.login.is_some() {
             return Reply::default();
         }
@@ -116,6 +115,7 @@ impl Session {
         let token = self.pass.as_deref().is_some_and(|pass| pass.starts_with("oauth:"));
         let bad_nick = (!is_login(&nick)).then_some(LoginRefusal::Nick);
         let no_token = (!is_anonymous(&nick) && !token).then_some(LoginRefusal::Format);
+        let refusal = hub.policy().refuse_login;
         if let Some(why) = refusal.or(bad_nick).or(no_token) {
             return Reply::refuse(why.text());
         }
@@ -134,7 +134,7 @@ impl Session {
         if !is_anonymous(&nick) {
             let tags = format!(
                 "badge-info=;badges=;color=;display-name={nick};emote-sets=0;user-id={};user-type=",
-                room_id(&nick)
+                hub.names().room_id(&nick)
             );
             reply.add(&self.command(&tags, "GLOBALUSERSTATE"));
         }
@@ -180,7 +180,8 @@ impl Session {
                 let policy = hub.policy();
                 (policy.ignore_joins.contains(&channel), policy.refuse_joins.get(&channel).copied())
             };
-            if ignored {
+            // A name that nobody has is not answered.
+            if ignored || hub.names().is_gone(&channel) {
                 continue;
             }
             if let Some(why) = refused {
@@ -210,8 +211,10 @@ impl Session {
         if !is_anonymous(nick) {
             reply.add(&self.user_state(nick, channel));
         }
-        let tags =
-            format!("emote-only=0;followers-only=-1;r9k=0;room-id={};slow=0;subs-only=0", room_id(channel));
+        let tags = format!(
+            "emote-only=0;followers-only=-1;r9k=0;room-id={};slow=0;subs-only=0",
+            hub.names().room_id(channel)
+        );
         reply.add(&self.command(&tags, &format!("ROOMSTATE #{channel}")));
     }
 

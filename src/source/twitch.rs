@@ -39,6 +39,6 @@ pub use fleet::{SetupError, Surroundings, Twitch};
 pub use metrics::TwitchMetrics;
 pub use normalize::{Normalizer, Reading, SharedChatMode};
 pub use replay::ReplayDoor;
-pub use roster::{RoomId, Roster, Sight, Sights, Wanted};
+pub use roster::{RoomId, Roster, Sight, Sights, Wanted, is_login};
 pub use settings::{TwitchArgs, TwitchConfig};
 pub use status::TwitchStatus;

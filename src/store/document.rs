@@ -23,7 +23,7 @@ const LONGEST_TAGS: usize = 2 * 1024;
 pub const EDITED_AT: &str = "operatorUpdatedAt";
 
 /// Fields that hold a time.
-const TIMES: [&str; 7] = [
+const TIMES: [&str; 9] = [
     "firstSeenAt",
     "lastSeenAt",
     "lastMessageAt",
@@ -31,6 +31,8 @@ const TIMES: [&str; 7] = [
     "lastSessionActivityAt",
     EDITED_AT,
     "at",
+    "addedAt",
+    "removedAt",
 ];
 
 /// Whether the field of this name holds a time.

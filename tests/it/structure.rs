@@ -27,7 +27,8 @@ fn allowed(module: &str) -> Option<&'static [&'static str]> {
         "users" => &["store", "bus", "envelope"],
         "pipeline" => &["users", "bus", "envelope"],
         "source" => &["pipeline", "envelope"],
-        "http" => &["pipeline", "users", "bus", "envelope", "source"],
+        "channels" => &["store", "source"],
+        "http" => &["channels", "pipeline", "users", "bus", "envelope", "source"],
         // The composition root, the commands, and the map itself see everything.
         "app" | "cli" | "lib" | "main" => return None,
         leaf if LEAVES.contains(&leaf) => &[],

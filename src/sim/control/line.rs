@@ -17,6 +17,7 @@ refuse-login [failed|format|nick|unsuccessful|off]
 ignore-join NAME...               never answer
 refuse-join banned|suspended NAME...
 allow-join [NAME...]              answer again; none named: all
+rename OLD NEW                    the channel has another login, and is the same room
 join-limit N                      JOINs answered per account and 10 s; 0: all
 bad [PERMILLE|off]                one of each bad line now, or so many among a thousand lines
 duplicate N|off                   each Nth line twice, with the same id
@@ -87,6 +88,7 @@ fn service(command: &str, words: &[&str]) -> Option<Command> {
             Command::RefuseJoins(why.parse().ok()?, channels(names)?)
         }
         ("allow-join", names) => Command::AllowJoins(channels(names)?),
+        ("rename", [old, new]) => Command::Rename(channel_name(old).ok()?, channel_name(new).ok()?),
         ("join-limit", [limit]) => Command::JoinLimit(limit.parse().ok()?),
         ("bad", []) => Command::BadLinesOnce,
         ("bad", [permille]) => {
@@ -130,7 +132,7 @@ mod tests {
     fn lines_are_read() {
         let second = Duration::from_secs(1);
         let names = || vec!["one".to_owned(), "two".to_owned()];
-        let cases: [(&[u8], Command); 26] = [
+        let cases: [(&[u8], Command); 27] = [
             (b"drop\n", Command::Drop(Target::All)),
             (b"drop 12\r\n", Command::Drop(Target::One(12))),
             (b" reconnect ", Command::Reconnect(Target::All, None)),
@@ -148,6 +150,7 @@ mod tests {
             (b"refuse-join banned one,two", Command::RefuseJoins(JoinRefusal::Banned, names())),
             (b"refuse-join suspended one two", Command::RefuseJoins(JoinRefusal::Suspended, names())),
             (b"allow-join", Command::AllowJoins(vec![])),
+            (b"rename #One two", Command::Rename("one".to_owned(), "two".to_owned())),
             (b"join-limit 20", Command::JoinLimit(20)),
             (b"bad", Command::BadLinesOnce),
             (b"bad 5", Command::BadLines(5)),
@@ -180,6 +183,8 @@ mod tests {
             "refuse-login why",
             "ignore-join",
             "ignore-join a:b",
+            "rename one",
+            "rename one t:o",
             "refuse-join banned",
             "refuse-join why one",
             "bad x",
@@ -205,6 +210,7 @@ mod tests {
             "ignore-join",
             "refuse-join",
             "allow-join",
+            "rename",
             "join-limit",
             "bad",
             "duplicate",

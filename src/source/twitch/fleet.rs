@@ -7,6 +7,7 @@
 //! [change](roster) at any time; without any there is no connection.
 
 mod roster;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, interval_at, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until, timeout};
 
 use super::backfill::{Backfill, BackfillError};
 use super::connection::{Connection, End, Order, Report, What, stopped};
@@ -31,14 +32,13 @@ use super::pacer::Pacer;
 use super::plan::{ConnectionId, Plan};
 use super::roster::{Lookout, Roster, Sights};
 use super::settings::TwitchConfig;
-use super::status::{ConnectionSeen, ConnectionState, Outlook, TwitchStatus};
+use super::status::TwitchStatus;
 use crate::clock::Clock;
 use crate::envelope::Origin;
 use crate::envelope::draft::GapCause;
 use crate::pipeline::Intake;
 use crate::retry::Backoff;
 use crate::tasks::Tasks;
-use crate::telemetry::logs::with_causes;
 
 /// Logins in any ten seconds.
 const LOGIN_RATE: usize = 20;
@@ -47,6 +47,8 @@ const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
 /// Waits after a refused login.
 const REFUSED_FIRST: Duration = Duration::from_secs(30);
 const REFUSED_LONGEST: Duration = Duration::from_mins(5);
+/// How long a start waits to hear which channels are wanted besides those of the settings.
+const ROSTER_PATIENCE: Duration = Duration::from_secs(2);
 /// What one connection may have before it to do: ten times a JOIN for each of its channels. Full: it is let go of.
 const ORDERS: usize = 1_024;
 /// Full: connections wait.
@@ -130,6 +132,11 @@ impl Twitch {
         mut stop: watch::Receiver<bool>,
     ) {
         let Self { shared, ledger, heal, mut roster, lookout } = self;
+        // A channel that was renamed is not asked for under its old name. Those of the settings wait no longer than that.
+        tokio::select! {
+            () = stopped(&mut stop) => {}
+            _ = timeout(ROSTER_PATIENCE, roster.wait_for(|roster| roster.is_whole)) => {}
+        }
         let started = shared.clock.now();
         let (reports, mut inbox) = mpsc::channel(REPORTS);
         let finish = watch::Sender::new(false);
@@ -351,14 +358,16 @@ impl Fleet {
             What::LoggedIn { nick } => self.logged_in(id, &nick, now),
             What::Written { channels, at } => self.plan.written(id, &channels, at),
             What::Confirmed { channel, room, at } => {
-                if self.is_right(id, &channel, room, now) && self.plan.confirmed(id, &channel) {
+                if self.is_right(id, &channel, (room, at)) && self.plan.confirmed(id, &channel) {
                     tracing::info!(channel, connection = id, "joined");
                     if let Some(berth) = self.berths.get(&id) {
                         self.ledger.heard(&channel, at, &berth.mark);
                     }
                 }
             }
-            What::Seen { room, login } => self.lookout.saw(room, &login, &self.roster),
+            What::Seen { room, login } => {
+                self.lookout.saw(room, &login, self.shared.clock.now(), &self.roster);
+            }
             What::Refused { channel, why } => {
                 let was_heard = self.plan.is_heard(&channel);
                 if self.plan.refused(id, &channel, why, now) {
@@ -444,41 +453,6 @@ impl Fleet {
             self.lost += 1;
         }
         self.note(id, end, unheard.len(), wait);
-    }
-
-    fn note(&self, connection: ConnectionId, end: &End, channels: usize, wait: Duration) {
-        let error = with_causes(end);
-        let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        let error_code = end.code();
-        if matches!(end, End::LoginRefused(_)) {
-            tracing::error!(error_code, error, retry_ms, "Twitch refuses the login");
-        } else {
-            tracing::warn!(connection, channels, error_code, error, retry_ms, "not connected to Twitch");
-        }
-        self.shared.status.failed(error_code, error);
-    }
-
-    fn show(&self) {
-        let stands = |berth: &Berth| berth.logged_in_at.is_some();
-        let state = match (self.berths.values().any(stands), self.is_login_refused, self.was_connected) {
-            _ if self.plan.is_empty() => ConnectionState::Disabled,
-            (true, ..) => ConnectionState::Connected,
-            (false, true, _) => ConnectionState::Error,
-            (false, false, true) => ConnectionState::Reconnecting,
-            (false, false, false) => ConnectionState::Connecting,
-        };
-        let connections = self.berths.iter().map(|(id, berth)| {
-            let state = match (berth.leave != Leave::No, stands(berth)) {
-                (true, _) => "closing",
-                (false, true) => "connected",
-                (false, false) => "connecting",
-            };
-            let joined = self.plan.channels().filter(|(.., on)| *on == Some(*id)).count();
-            ConnectionSeen { id: *id, state, channels: self.plan.places(*id), joined }
-        });
-        let connections = connections.collect();
-        let (channels, roster) = (&self.plan, &self.roster);
-        self.shared.status.show(Outlook { state, connections, channels, roster });
     }
 
     /// Waits until every connection has ended. They have heard that it is time.

@@ -183,9 +183,8 @@ impl Plan {
         }
         let most = stages().count().saturating_sub(1) * FEW_CHANNELS;
         let (places, id) = self.connections.keys().map(|id| (self.places(*id), *id)).min()?;
-        let is_settled = |channel: &Channel| {
-            matches!(channel.request, Request::Joined | Request::Resting { .. })
-        };
+        let is_settled =
+            |channel: &Channel| matches!(channel.request, Request::Joined | Request::Resting { .. });
         let fits = self.channels.len() <= most && self.channels.values().all(is_settled);
         (fits || (places == 0 && most > 0)).then_some(id)
     }

@@ -51,6 +51,8 @@ impl Roster {
 pub struct Sight {
     /// The login.
     pub login: String,
+    /// When that was.
+    pub at: Timestamp,
     /// Later ones are higher.
     pub number: u64,
 }
@@ -70,13 +72,13 @@ impl Sights {
         of.max_by_key(|(_, sight)| sight.number).map(|(room, _)| *room)
     }
 
-    fn note(&mut self, room: RoomId, login: &str, wanted: &Roster) {
+    /// `room` has this login at this time.
+    pub fn note(&mut self, room: RoomId, login: &str, at: Timestamp, wanted: &Roster) {
         let rooms = wanted.rooms();
-        self.rooms.retain(|room, sight| {
-            rooms.contains_key(room) || wanted.channels.contains_key(&sight.login)
-        });
+        self.rooms
+            .retain(|room, sight| rooms.contains_key(room) || wanted.channels.contains_key(&sight.login));
         self.last += 1;
-        self.rooms.insert(room, Sight { login: login.to_owned(), number: self.last });
+        self.rooms.insert(room, Sight { login: login.to_owned(), at, number: self.last });
     }
 }
 
@@ -91,8 +93,8 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// `room` has this login now.
-    pub(super) fn saw(&self, room: RoomId, login: &str, wanted: &Roster) {
-        self.sights.send_modify(|sights| sights.note(room, login, wanted));
+    pub(super) fn saw(&self, room: RoomId, login: &str, at: Timestamp, wanted: &Roster) {
+        self.sights.send_modify(|sights| sights.note(room, login, at, wanted));
     }
 }
 
@@ -109,17 +111,20 @@ mod tests {
     #[test]
     fn only_what_matters_to_the_wanted_is_kept() {
         let mut roster = Roster::fixed(&["alpha".to_owned(), "beta".to_owned()]);
-        let mut sights = Sights::default();
-        sights.note(1, "alpha", &roster);
-        sights.note(2, "beta", &roster);
-        assert_eq!((sights.room_of("alpha"), sights.room_of("beta"), sights.room_of("x")), (Some(1), Some(2), None));
+        let (mut sights, at) = (Sights::default(), Timestamp::UNIX_EPOCH);
+        sights.note(1, "alpha", at, &roster);
+        sights.note(2, "beta", at, &roster);
+        assert_eq!(
+            (sights.room_of("alpha"), sights.room_of("beta"), sights.room_of("x")),
+            (Some(1), Some(2), None)
+        );
         // The room of alpha is known, and is called otherwise now; somebody else has its login.
         roster.channels.get_mut("alpha").unwrap().room = Some(1);
-        sights.note(1, "gamma", &roster);
-        sights.note(3, "alpha", &roster);
+        sights.note(1, "gamma", at, &roster);
+        sights.note(3, "alpha", at, &roster);
         assert_eq!((sights.room_of("alpha"), sights.room_of("gamma")), (Some(3), Some(1)));
         roster.channels.remove("alpha");
-        sights.note(2, "beta", &roster);
+        sights.note(2, "beta", at, &roster);
         assert_eq!(sights.rooms.keys().collect::<Vec<_>>(), [&2]);
     }
 

@@ -14,10 +14,10 @@ use crate::settings::{self, Environment, Problems};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Twitch")]
 pub struct TwitchArgs {
-    /// `true` or `false`; left out: true if channels are set
+    /// `true` or `false`; left out: true, and chat is read as soon as there is a channel
     #[arg(long, env)]
     twitch_enabled: Option<String>,
-    /// Logins, with commas or white space between
+    /// Logins, with commas or white space between; more can be added by `inlet channel`
     #[arg(long, env)]
     twitch_channels: Option<String>,
     /// The account to read with, together with `TWITCH_BOT_ACCESS_TOKEN`; left out: anonymous
@@ -152,7 +152,7 @@ impl TwitchArgs {
             problems.add("IRC_RECONNECT_INITIAL_MS", "is more than IRC_RECONNECT_MAX_MS");
         }
         Some(TwitchConfig {
-            enabled: enabled?.unwrap_or(has_channels),
+            enabled: enabled?.unwrap_or(true),
             channels: channels?,
             account: account?,
             address: address?,
@@ -265,7 +265,7 @@ mod tests {
         assert!(config.enabled);
         assert!(check(&["--twitch-channels", "a b!c"], &[]).is_err());
         let none = check(&["--twitch-channels", ""], &[]).unwrap();
-        assert!(!none.enabled && none.channels.is_empty());
+        assert!(none.enabled && none.channels.is_empty());
         assert!(check(&["--twitch-enabled", "true"], &[]).is_err());
         assert!(!check(&["--twitch-enabled", "false", "--twitch-channels", "a"], &[]).unwrap().enabled);
     }

@@ -93,6 +93,18 @@ pub struct Snapshot {
     last_error: Option<LastError>,
 }
 
+impl Snapshot {
+    /// How a channel is, as it is shown here: `state`, and `why` if it failed.
+    pub fn state_of(&self, name: &str) -> Option<Value> {
+        let channel = self.channels.iter().find(|channel| channel.name == name)?;
+        let mut shown = json!({ "state": channel.state.as_str() });
+        if let (Some(shown), Some(why)) = (shown.as_object_mut(), channel.why) {
+            shown.insert("why".to_owned(), json!(why));
+        }
+        Some(shown)
+    }
+}
+
 /// The last thing that went wrong.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastError {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::super::connection::Order;
@@ -47,15 +48,21 @@ impl Fleet {
     /// Rooms that have another login now are joined under it; what was missed since is a gap.
     fn rename(&mut self, before: &Roster, roster: &Roster, now: Instant) {
         let rooms = roster.rooms();
-        for (room, login) in before.rooms() {
-            let Some(new_login) = rooms.get(&room).copied().filter(|new_login| *new_login != login) else {
-                continue;
-            };
-            tracing::info!(channel = login, renamed_to = new_login, "the channel has another name now");
+        let of_rooms =
+            before.rooms().into_iter().filter_map(|(room, login)| Some((login, *rooms.get(&room)?)));
+        // Its room was not known here yet when another instance heard of the new name.
+        let of_others = roster
+            .channels
+            .iter()
+            .filter_map(|(login, wanted)| Some((wanted.former.as_deref()?, login.as_str())));
+        let renamed: BTreeMap<_, _> =
+            of_others.filter(|(login, _)| before.channels.contains_key(*login)).chain(of_rooms).collect();
+        for (login, new_login) in renamed.into_iter().filter(|(login, new_login)| login != new_login) {
             if roster.channels.contains_key(login) || before.channels.contains_key(new_login) {
                 // One of the two is wanted for itself as well.
                 continue;
             }
+            tracing::info!(channel = login, renamed_to = new_login, "the channel has another name now");
             self.ledger.renamed(login, new_login, self.shared.known.last_said(login));
             self.part(login, now);
             self.plan.add(new_login, true);
@@ -73,12 +80,11 @@ impl Fleet {
         &mut self,
         id: ConnectionId,
         login: &str,
-        room: Option<RoomId>,
-        now: Instant,
+        (room, at): (Option<RoomId>, Timestamp),
     ) -> bool {
-        let Some(room) = room else { return true };
+        let (Some(room), now) = (room, Instant::now()) else { return true };
         let Some(wanted) = self.roster.channels.get(login) else { return true };
-        self.lookout.saw(room, login, &self.roster);
+        self.lookout.saw(room, login, at, &self.roster);
         if wanted.is_fixed || wanted.room.is_none_or(|wanted| wanted == room) {
             return true;
         }

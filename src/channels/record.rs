@@ -1,0 +1,126 @@
+//! A channel's document, as it is read and written.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{Change, Channel, Collection, Condition, Document, Name, RoomId, Write, fields, is_login};
+use crate::store::Version;
+
+/// In front of the login, in the name of a document whose room is not known yet.
+const LOGIN: &str = "login:";
+
+/// Which document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    /// Of a room.
+    Room(RoomId),
+    /// Of a login that has not answered yet.
+    Login(String),
+}
+
+impl Key {
+    fn read(id: &str) -> Option<Self> {
+        match id.strip_prefix(LOGIN) {
+            Some(login) => Some(Self::Login(login.to_owned())),
+            None => id.parse().ok().map(Self::Room),
+        }
+    }
+
+    pub(super) fn name(&self) -> Name {
+        let id = match self {
+            Self::Room(room) => room.to_string(),
+            Self::Login(login) => format!("{LOGIN}{login}"),
+        };
+        Name { collection: Collection::Channels, id: id.into() }
+    }
+}
+
+/// A document. A value of the wrong shape is none.
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    pub(super) key: Key,
+    pub(super) version: Version,
+    /// The login it was last seen under.
+    pub(super) login: String,
+    /// When it was added, unless a setting alone names it.
+    pub(super) added_at: Option<Timestamp>,
+    /// When it was removed, before its room was known. It stays for a while: somebody may be moving it.
+    pub(super) removed_at: Option<Timestamp>,
+    pub(super) last_seen_at: Option<Timestamp>,
+    pub(super) former_login: Option<String>,
+    /// The login by which `TWITCH_CHANNELS` names it.
+    pub(super) configured_as: Option<String>,
+}
+
+impl Record {
+    /// `None`: what stands there is no channel. A login that is none never gets into a line.
+    pub(super) fn read(id: &str, document: &Document) -> Option<Self> {
+        let text = |name: &str| document.fields.get(name).and_then(Value::as_str);
+        let login = |name: &str| text(name).filter(|login| is_login(login)).map(str::to_owned);
+        let time = |name: &str| text(name)?.parse().ok();
+        let key = Key::read(id)?;
+        let record = Self {
+            login: login("login")?,
+            version: document.version,
+            added_at: time("addedAt"),
+            removed_at: time("removedAt"),
+            last_seen_at: time("lastSeenAt"),
+            former_login: login("formerLogin"),
+            configured_as: login("configuredAs"),
+            key,
+        };
+        match &record.key {
+            Key::Login(login) if *login != record.login => None,
+            Key::Login(_) | Key::Room(_) => Some(record),
+        }
+    }
+
+    pub(super) fn room(&self) -> Option<RoomId> {
+        match self.key {
+            Key::Room(room) => Some(room),
+            Key::Login(_) => None,
+        }
+    }
+
+    /// Whether an operator wants it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.added_at.is_some() && self.removed_at.is_none()
+    }
+
+    /// Sets these fields, if it still is as it was read.
+    pub(super) fn set<const N: usize>(&self, pairs: [(&str, Value); N]) -> Write {
+        Write::over(self.key.name(), Some(self.version), fields(pairs))
+    }
+
+    /// Takes it away, if it still is as it was read.
+    pub(super) fn delete(&self) -> Write {
+        let condition = Condition::At(self.version);
+        Write { name: self.key.name(), change: Change::Delete, condition }
+    }
+
+    /// What makes it unwanted. Without a room it stays, marked: an instance that is just moving it must see that.
+    pub(super) fn removal(&self, now: Timestamp) -> Write {
+        match self.key {
+            Key::Login(_) => self.set([("removedAt", now.to_string().into())]),
+            Key::Room(_) if self.configured_as.is_some() => self.set([("addedAt", Value::Null)]),
+            Key::Room(_) => self.delete(),
+        }
+    }
+
+    pub(super) fn shown(&self, fixed: bool) -> Channel {
+        Channel {
+            login: self.login.clone(),
+            room_id: self.room().map(|room| room.to_string()),
+            fixed,
+            former_login: self.former_login.clone(),
+            added_at: self.added_at,
+            last_seen_at: self.last_seen_at,
+        }
+    }
+}
+
+/// The room that a setting names by this login, as far as is known: of several the one that was seen last.
+pub(super) fn configured_as<'a>(records: &'a [Record], login: &str) -> Option<&'a Record> {
+    let of = records.iter().filter(|record| record.configured_as.as_deref() == Some(login));
+    of.max_by_key(|record| record.last_seen_at)
+}
