@@ -149,12 +149,11 @@ impl Channels {
                 return Err(ChannelError::Fixed(login));
             }
             let now = self.clock.now();
-            let of_login = || records.iter().filter(|record| record.login == login);
-            let writes: Vec<_> =
-                of_login().filter(|record| record.is_wanted()).map(|record| record.removal(now)).collect();
+            let writes = record::removals(&records, &login, now);
             if writes.is_empty() {
                 // Another instance may be named this channel by a setting that is not ours.
-                let is_fixed = of_login().any(|record| record.configured_as.is_some());
+                let is_of_others = |record: &Record| record.login == login && record.configured_as.is_some();
+                let is_fixed = records.iter().any(is_of_others);
                 return match removed {
                     Some(channel) => Ok(channel),
                     None if is_fixed => Err(ChannelError::Fixed(login)),

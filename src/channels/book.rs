@@ -2,9 +2,9 @@
 //! in, what is to be written comes out, and may be written by several instances at once.
 //!
 //! **A login becomes a room** in two writes: the room's document is made, then the login's is deleted, each on its
-//! condition. Who finds the first one done does the second. A channel that is removed meanwhile leaves a mark in the
-//! place of the login's document; whoever sees a room that was made in spite of it takes the room away. The mark goes
-//! when no write can be under way any more.
+//! condition. Who finds the first one done does the second. A channel that is removed leaves a mark in the place of the
+//! login's document; whoever sees a room that was made in spite of it, by a write that was under way, takes the room
+//! away. The mark goes when no such write can be under way any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A channel's document, as it is read and written.
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Change, Channel, Collection, Condition, Document, Name, RoomId, Write, fields, is_login};
 use crate::store::Version;
@@ -98,7 +98,7 @@ impl Record {
         Write { name: self.key.name(), change: Change::Delete, condition }
     }
 
-    /// What makes it unwanted. Without a room it stays, marked: an instance that is just moving it must see that.
+    /// What makes it unwanted. In the place of a login a mark stays: an instance that is just moving it must see that.
     pub(super) fn removal(&self, now: Timestamp) -> Write {
         match self.key {
             Key::Login(_) => self.set([("removedAt", now.to_string().into())]),
@@ -117,6 +117,24 @@ impl Record {
             last_seen_at: self.last_seen_at,
         }
     }
+}
+
+/// What makes a channel unwanted; nothing if it is not wanted.
+pub(super) fn removals(records: &[Record], login: &str, now: Timestamp) -> Vec<Write> {
+    let of_login = || records.iter().filter(|record| record.login == login);
+    let mut writes: Vec<_> =
+        of_login().filter(|record| record.is_wanted()).map(|record| record.removal(now)).collect();
+    let room = of_login().find(|record| record.is_wanted() && record.room().is_some());
+    let mark = of_login().find(|record| record.room().is_none());
+    // A move of it that was begun before may still be under way.
+    if let Some(room) = room
+        && mark.is_none_or(|mark| !mark.is_wanted())
+    {
+        let all =
+            fields([("login", json!(login)), ("addedAt", json!(room.added_at)), ("removedAt", json!(now))]);
+        writes.push(Write::over(Key::Login(login.to_owned()).name(), mark.map(|mark| mark.version), all));
+    }
+    writes
 }
 
 /// The room that a setting names by this login, as far as is known: of several the one that was seen last.

@@ -56,7 +56,7 @@ struct Where {
 /// Where the list is changed.
 enum Desk {
     /// In the store. The folder is held, if the store lies in it.
-    Here(Channels, Option<DataDir>),
+    Here { channels: Channels, _held: Option<DataDir> },
     /// By the service.
     Service(Service),
 }
@@ -110,12 +110,12 @@ impl Desk {
         }
         let store = open_store(&config.path, &config.data_dir, &Registry::new())?;
         let channels = Channels::new(store, config.path.fixed_channels(), Clock::system());
-        Ok(Self::Here(channels, held))
+        Ok(Self::Here { channels, _held: held })
     }
 
     async fn add(&self, login: &str) -> Result<Done, Failure> {
         match self {
-            Self::Here(channels, _) => Ok(match channels.add(login).await? {
+            Self::Here { channels, .. } => Ok(match channels.add(login).await? {
                 Added::New(channel) => Done::Added(channel),
                 Added::Known(channel) => Done::Known(channel),
             }),
@@ -131,7 +131,7 @@ impl Desk {
 
     async fn remove(&self, login: &str) -> Result<Done, Failure> {
         match self {
-            Self::Here(channels, _) => Ok(Done::Removed(channels.remove(login).await?)),
+            Self::Here { channels, .. } => Ok(Done::Removed(channels.remove(login).await?)),
             Self::Service(service) => {
                 // Whatever was typed: the service says what is wrong with it.
                 let segment: String = url_segment(login);
@@ -148,7 +148,7 @@ impl Desk {
             channels: Vec<Value>,
         }
         match self {
-            Self::Here(channels, _) => {
+            Self::Here { channels, .. } => {
                 Ok(channels.list().await?.iter().map(|channel| json!(channel)).collect())
             }
             Self::Service(service) => {

@@ -203,7 +203,9 @@ impl Hub {
             members.map_or(0, |members| members.values().filter(|peer| peer.speaks()).count())
         };
         let mut audience = lock(&self.audience);
-        if let Some(audience) = audience.as_mut().filter(|audience| audience.remove(old)) {
+        if let Some(audience) = audience.as_mut()
+            && audience.remove(old)
+        {
             let more = if audience.insert(new.to_owned()) { speaking(new) } else { 0 };
             self.readers.send_modify(|readers| *readers = *readers + more - speaking(old));
         }

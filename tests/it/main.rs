@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod channels;
 mod commands;
 mod confined;
 mod contract;

@@ -58,8 +58,7 @@ impl World {
 
     /// What an operator does to remove it.
     fn remove(&mut self, login: &str, at: Timestamp) {
-        let of = |record: &Record| record.login == login && record.is_wanted();
-        for write in self.records().into_iter().filter(of).map(|record| record.removal(at)) {
+        for write in super::super::record::removals(&self.records(), login, at) {
             self.write(&write).unwrap();
         }
     }
