@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::errors::{Coded, ErrorCode};
 use crate::source::twitch::{RoomId, is_login};
 use crate::store::measured::Store;
 use crate::store::{Change, Collection, Condition, Document, Fields, Name, StoreError, Write, WriteRefusal};
@@ -60,6 +61,18 @@ pub enum ChannelError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Coded for ChannelError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::BadLogin(_) => ErrorCode::BadRequest,
+            Self::Unknown(_) => ErrorCode::NotFound,
+            Self::Fixed(_) | Self::TooMany | Self::Contended => ErrorCode::Conflict,
+            Self::Store(error) if error.is_transient() => ErrorCode::StoreUnavailable,
+            Self::Store(_) => ErrorCode::StoreRefused,
+        }
+    }
 }
 
 /// A channel as operators see it.
@@ -108,9 +121,21 @@ impl Channels {
         Self { store, fixed: fixed.into(), clock }
     }
 
+    /// A login as Twitch writes it, of what a person typed.
+    pub fn login(typed: &str) -> Result<String, ChannelError> {
+        let text = typed.trim();
+        let plain = text.strip_prefix('#').unwrap_or(text).to_ascii_lowercase();
+        // What is repeated of it is short.
+        if is_login(&plain) {
+            Ok(plain)
+        } else {
+            Err(ChannelError::BadLogin(typed.chars().take(40).collect()))
+        }
+    }
+
     /// Adds a channel by its login. One that is there is left as it is.
     pub async fn add(&self, login: &str) -> Result<Added, ChannelError> {
-        let login = checked(login)?;
+        let login = Self::login(login)?;
         for _ in 0..TRIES {
             let records = self.records().await?;
             if let Some(channel) = self.shown(&records).remove(&login) {
@@ -140,7 +165,7 @@ impl Channels {
 
     /// Removes a channel that was added.
     pub async fn remove(&self, login: &str) -> Result<Channel, ChannelError> {
-        let login = checked(login)?;
+        let login = Self::login(login)?;
         let mut removed = None;
         for _ in 0..TRIES {
             let records = self.records().await?;
@@ -219,14 +244,6 @@ impl Channel {
             last_seen_at: None,
         }
     }
-}
-
-/// A login as Twitch writes it, of what a person typed.
-fn checked(login: &str) -> Result<String, ChannelError> {
-    let text = login.trim();
-    let plain = text.strip_prefix('#').unwrap_or(text).to_ascii_lowercase();
-    // What is repeated of it is short.
-    if is_login(&plain) { Ok(plain) } else { Err(ChannelError::BadLogin(login.chars().take(40).collect())) }
 }
 
 fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Fields {

@@ -23,6 +23,8 @@ pub mod channels;
 pub mod bus;
 pub mod store;
 
+pub mod audit;
+
 pub mod http;
 
 pub mod cli;
@@ -30,6 +32,7 @@ pub mod sim;
 
 pub mod clock;
 pub mod data_dir;
+pub mod errors;
 pub mod recent;
 pub mod redb_file;
 pub mod retry;

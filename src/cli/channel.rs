@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 use super::client::{ClientArgs, Service};
 use super::{Failure, checked};
 use crate::app::{AppArgs, AppConfig, open_store};
+use crate::audit::{Actor, Audited, Deed, Details, audited};
 use crate::channels::{Added, Channel, ChannelError, Channels};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::settings::Environment;
+use crate::store::measured::Store;
 use crate::telemetry::logs::{self, with_causes};
 
 #[derive(Debug, Args)]
@@ -56,7 +58,7 @@ struct Where {
 /// Where the list is changed.
 enum Desk {
     /// In the store. The folder is held, if the store lies in it.
-    Here { channels: Channels, _held: Option<DataDir> },
+    Here { channels: Channels, store: Store, _held: Option<DataDir> },
     /// By the service.
     Service(Service),
 }
@@ -109,16 +111,18 @@ impl Desk {
             }
         }
         let store = open_store(&config.path, &config.data_dir, &Registry::new())?;
-        let channels = Channels::new(store, config.path.fixed_channels(), Clock::system());
-        Ok(Self::Here { channels, _held: held })
+        let channels = Channels::new(store.clone(), config.path.fixed_channels(), Clock::system());
+        Ok(Self::Here { channels, store, _held: held })
     }
 
     async fn add(&self, login: &str) -> Result<Done, Failure> {
         match self {
-            Self::Here { channels, .. } => Ok(match channels.add(login).await? {
-                Added::New(channel) => Done::Added(channel),
-                Added::Known(channel) => Done::Known(channel),
-            }),
+            Self::Here { channels, store, .. } => {
+                Ok(match recorded(store, "add", login, channels.add(login)).await? {
+                    Added::New(channel) => Done::Added(channel),
+                    Added::Known(channel) => Done::Known(channel),
+                })
+            }
             Self::Service(service) => {
                 let request = service.post("/admin/channels").json(&json!({ "login": login }));
                 let response = service.send(request).await?;
@@ -131,10 +135,12 @@ impl Desk {
 
     async fn remove(&self, login: &str) -> Result<Done, Failure> {
         match self {
-            Self::Here { channels, .. } => Ok(Done::Removed(channels.remove(login).await?)),
+            Self::Here { channels, store, .. } => {
+                Ok(Done::Removed(recorded(store, "remove", login, channels.remove(login)).await?))
+            }
             Self::Service(service) => {
                 // Whatever was typed: the service says what is wrong with it.
-                let segment: String = url_segment(login);
+                let segment = url_segment(login);
                 let request = service.delete(&format!("/admin/channels/{segment}"));
                 let response = service.send(request).await?;
                 Ok(Done::Removed(response.json().await.map_err(|error| service.away(error))?))
@@ -158,6 +164,27 @@ impl Desk {
             }
         }
     }
+}
+
+/// Does it with a record of it. What is no login is refused before.
+async fn recorded<T>(
+    store: &Store,
+    act: &str,
+    login: &str,
+    doing: impl Future<Output = Result<T, ChannelError>>,
+) -> Result<T, Failure> {
+    let login = Channels::login(login)?;
+    let deed = Deed {
+        actor: Actor::of_this_process(),
+        action: format!("inlet channel {act}"),
+        target: format!("channels/{login}"),
+        details: Details::new().shown("login", login),
+        request_id: None,
+    };
+    audited(store, &Clock::system(), deed, doing).await.map_err(|error| match error {
+        Audited::NotRecorded(error) => Failure::Unavailable(with_causes(&error)),
+        Audited::Failed(error) => error.into(),
+    })
 }
 
 impl From<ChannelError> for Failure {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::State;
 use super::problem::{Problem, ProblemCode};
 use crate::channels::{Added, Channel, ChannelError};
+use crate::errors::Coded as _;
 
 /// Longest body that is read.
 pub(super) const LARGEST_BODY: usize = 64 * 1024;
@@ -63,15 +64,10 @@ pub(super) async fn remove(
 }
 
 fn problem(error: &ChannelError) -> Problem {
-    let code = match error {
-        ChannelError::BadLogin(_) => ProblemCode::BadRequest,
-        ChannelError::Unknown(_) => ProblemCode::NotFound,
-        ChannelError::Fixed(_) | ChannelError::TooMany | ChannelError::Contended => ProblemCode::Conflict,
-        ChannelError::Store(error) => {
-            tracing::warn!(error = %error, "the list of channels cannot be read or written");
-            let code = ProblemCode::StoreUnavailable;
-            return Problem::new(code, "the user store does not answer, or refuses; the log says why");
-        }
-    };
-    Problem::new(code, error.to_string())
+    if let ChannelError::Store(error) = error {
+        tracing::warn!(error = %error, "the list of channels cannot be read or written");
+        let said = "the user store does not answer, or refuses; the log says why";
+        return Problem::new(ChannelError::Store(error.clone()).code(), said);
+    }
+    Problem::new(error.code(), error.to_string())
 }
