@@ -5,7 +5,7 @@ mod config;
 mod path;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,8 +159,7 @@ impl App {
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let folder = data_dir.path().to_owned();
-        let source = twitch(path, (&status, &twitch_metrics), clock, folder, &channels)?;
+        let source = twitch(path, (&status, &twitch_metrics), clock, data_dir.path(), &channels)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
@@ -180,14 +179,11 @@ impl App {
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
         hear_of(&*bus).await?;
         hear_of_counting(users.as_ref()).await?;
-        match source {
-            Some((source, follow)) => {
-                tasks.spawn("channels", follow.run());
-                let last_stored = |started| last_stored_before(bus, started);
-                let source = |stop| source.run(intake, last_stored, stop);
-                tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
-            }
-            None => drop(intake),
+        if let Some((source, follow)) = source {
+            tasks.spawn("channels", follow.run());
+            let last_stored = |started| last_stored_before(bus, started);
+            let source = |stop| source.run(intake, last_stored, stop);
+            tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
         }
         let grace = config.shutdown_grace;
         Ok(Self {
@@ -340,7 +336,7 @@ fn twitch(
     path: &PathConfig,
     (status, metrics): (&Arc<TwitchStatus>, &Arc<TwitchMetrics>),
     clock: Clock,
-    folder: PathBuf,
+    folder: &Path,
     channels: &Channels,
 ) -> Result<Option<(Twitch, Follow)>, AppError> {
     if !path.twitch.enabled {
@@ -352,7 +348,15 @@ fn twitch(
     let keeps_fixed = path.enrich.mode != EnrichMode::DryRun;
     let follow = Follow::new(channels.clone(), keeps_fixed, wanted, sights.subscribe());
     let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
-    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder, roster, sights };
+    let around = Surroundings {
+        tls: source_tls(path)?,
+        status,
+        metrics,
+        clock,
+        folder: folder.to_owned(),
+        roster,
+        sights,
+    };
     Ok(Some((Twitch::new(path.twitch.clone(), around)?, follow)))
 }
 

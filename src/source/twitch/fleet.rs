@@ -145,7 +145,7 @@ impl Twitch {
         let of_fleet = (Arc::clone(&ledger), lookout);
         let mut fleet = Fleet::new(shared, of_fleet, intake, reports, stop.clone());
         let first = Arc::clone(&roster.borrow_and_update());
-        fleet.follow(first, Instant::now());
+        fleet.follow(&first, Instant::now());
         let mut last_stored = std::pin::pin!(last_stored(started));
         let mut is_asking = !ledger.has_past();
         let mut halving = interval_at(Instant::now() + HALF_LIFE, HALF_LIFE);
@@ -157,7 +157,7 @@ impl Twitch {
                 () = stopped(&mut stop) => break,
                 Ok(()) = roster.changed() => {
                     let wanted = Arc::clone(&roster.borrow_and_update());
-                    fleet.follow(wanted, Instant::now());
+                    fleet.follow(&wanted, Instant::now());
                 }
                 last = &mut last_stored, if is_asking => {
                     is_asking = false;

@@ -17,10 +17,10 @@ const CHANNELS_PER_ACCOUNT: usize = 100;
 
 impl Fleet {
     /// From now on these channels are wanted.
-    pub(super) fn follow(&mut self, roster: Arc<Roster>, now: Instant) {
-        let before = std::mem::replace(&mut self.roster, Arc::clone(&roster));
-        self.warn_of_too_many(&before, &roster);
-        self.rename(&before, &roster, now);
+    pub(super) fn follow(&mut self, roster: &Arc<Roster>, now: Instant) {
+        let before = std::mem::replace(&mut self.roster, Arc::clone(roster));
+        self.warn_of_too_many(&before, roster);
+        self.rename(&before, roster, now);
         for login in before.channels.keys().filter(|login| !roster.channels.contains_key(*login)) {
             self.part(login, now);
             self.ledger.forget(login);
@@ -34,7 +34,7 @@ impl Fleet {
         if roster.is_whole && !before.is_whole {
             self.ledger.all_are_wanted();
         }
-        self.shared.known.set(&roster);
+        self.shared.known.set(roster);
     }
 
     fn warn_of_too_many(&self, before: &Roster, roster: &Roster) {
