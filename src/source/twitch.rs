@@ -19,6 +19,7 @@ mod dial;
 mod fleet;
 mod gap;
 mod heal;
+mod helix;
 mod known;
 mod ledger;
 pub mod lines;
