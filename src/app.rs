@@ -362,7 +362,9 @@ fn twitch(
 
 /// TLS for what the source dials, if it dials anything with it.
 fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
-    let is_needed = path.twitch.address.tls || path.twitch.backfill.as_ref().is_some_and(BackfillUrl::is_tls);
+    let is_needed = path.twitch.address.tls
+        || path.twitch.backfill.as_ref().is_some_and(BackfillUrl::is_tls)
+        || path.twitch.api.is_tls();
     is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 

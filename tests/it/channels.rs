@@ -2,11 +2,14 @@
 //! store, over real sockets.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use inlet::tasks::Tasks;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::account::Account;
 use crate::harness::firestore::Project;
@@ -517,4 +520,72 @@ async fn a_renamed_channel_is_joined_under_its_new_login() {
     .await;
     let inlet = Inlet::serve_in(inlet.into_folder(), &refs(&own)).await;
     joined(&inlet, &["delta", "gamma"]).await;
+}
+
+/// Twitch's API as far as it is asked for logins: it answers with this one, to whoever has the token.
+async fn api(login: &'static str, asked: Arc<AtomicUsize>) -> (String, Tasks) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut tasks = Tasks::new();
+    tasks.spawn("api", async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let (mut request, mut piece) = (String::new(), [0; 4096]);
+            while !request.contains("\r\n\r\n") {
+                let read = socket.read(&mut piece).await.unwrap();
+                request.push_str(&String::from_utf8_lossy(&piece[..read]));
+            }
+            let request = request.to_ascii_lowercase();
+            let may =
+                request.contains("client-id: app1") && request.contains("authorization: bearer secret7");
+            // The first question fails.
+            let is_first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+            let ids = request.split(' ').nth(1).unwrap().split_once('?').unwrap().1;
+            let user = |id: &str| json!({ "id": id.trim_start_matches("id="), "login": login });
+            let body = json!({ "data": ids.split('&').map(user).collect::<Vec<_>>() }).to_string();
+            let status = match (is_first, may) {
+                (true, _) => "500 No",
+                (false, true) => "200 OK",
+                (false, false) => "401 No",
+            };
+            let head =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            socket.write_all((head + &body).as_bytes()).await.unwrap();
+        }
+    });
+    (url, tasks)
+}
+
+#[tokio::test]
+async fn with_an_account_a_rename_is_looked_up() {
+    let mut simulator = Simulator::start(&["--channels", "alpha", "--rate", "50"]).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (url, _tasks) = api("gamma", Arc::clone(&asked)).await;
+    let own = settings(&[
+        ("TWITCH_CHANNELS", "alpha"),
+        ("TWITCH_IRC_URL", &simulator.url()),
+        ("ADMIN_TOKEN", TOKEN),
+        ("ENRICH_MODE", "off"),
+    ]);
+    let inlet = Inlet::serve(&refs(&own)).await;
+    joined(&inlet, &["alpha"]).await;
+    eventually("its room is stored", || async {
+        let (_, body) = ask(&inlet, "GET", "", None).await;
+        body["channels"][0]["roomId"].is_string().then_some(())
+    })
+    .await;
+    let folder = inlet.into_folder();
+    // Renamed while nobody was there; its owner says nothing.
+    simulator.say("rename alpha gamma");
+    numbers(&mut simulator).await;
+    let account = settings(&[
+        ("TWITCH_BOT_USERNAME", "bot"),
+        ("TWITCH_BOT_ACCESS_TOKEN", "secret7"),
+        ("TWITCH_CLIENT_ID", "app1"),
+        ("TWITCH_API_URL", &url),
+    ]);
+    let inlet = Inlet::serve_in(folder, &refs(&[own, account].concat())).await;
+    joined(&inlet, &["gamma"]).await;
+    let questions = asked.load(Ordering::Relaxed);
+    assert!((2..=4).contains(&questions), "{questions} questions");
+    assert!(!inlet.log().contains("secret7"));
 }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, interval_at, sleep_until, timeout};
 use super::backfill::{Backfill, BackfillError};
 use super::connection::{Connection, End, Order, Report, What, stopped};
 use super::heal::Heal;
+use super::helix::{Helix, HelixError};
 use super::known::Known;
 use super::ledger::{Ledger, Mark};
 use super::metrics::TwitchMetrics;
@@ -65,6 +66,9 @@ pub enum SetupError {
     /// The history service.
     #[error(transparent)]
     Backfill(#[from] BackfillError),
+    /// Twitch's API.
+    #[error(transparent)]
+    Helix(#[from] HelixError),
 }
 
 /// What all connections use.
@@ -100,6 +104,7 @@ pub struct Twitch {
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
     heal: Heal,
+    helix: Option<Helix>,
     roster: watch::Receiver<Arc<Roster>>,
     lookout: Lookout,
 }
@@ -116,11 +121,12 @@ impl Twitch {
             .as_ref()
             .map(|url| Backfill::new(url.clone(), tls.clone(), normalizer(Origin::Backfill), clock.clone()))
             .transpose()?;
+        let helix = helix(&config, tls.clone(), &clock)?;
         let heal = Heal::new(Arc::clone(&ledger), file, backfill, clock.clone());
         let normalizer = normalizer(Origin::Twitch);
         let shared = Arc::new(Shared { config, tls, normalizer, status, clock, known: Known::default() });
         let lookout = Lookout { sights, unanswered: watch::Sender::new(BTreeMap::new()) };
-        Ok(Self { shared, ledger, heal, roster, lookout })
+        Ok(Self { shared, ledger, heal, helix, roster, lookout })
     }
 
     /// Reads chat until `stop` becomes true, connecting as often as it takes. `last_stored` says when the stream's last
@@ -131,7 +137,7 @@ impl Twitch {
         last_stored: impl FnOnce(Timestamp) -> F,
         mut stop: watch::Receiver<bool>,
     ) {
-        let Self { shared, ledger, heal, mut roster, lookout } = self;
+        let Self { shared, ledger, heal, helix, mut roster, lookout } = self;
         // A channel that was renamed is not asked for under its old name. Those of the settings wait no longer than that.
         tokio::select! {
             () = stopped(&mut stop) => {}
@@ -142,6 +148,9 @@ impl Twitch {
         let finish = watch::Sender::new(false);
         let mut healing = Tasks::new();
         healing.spawn("twitch gaps", heal.run(intake.clone(), finish.subscribe()));
+        if let Some(helix) = helix {
+            healing.spawn("twitch logins", helix.run(roster.clone(), lookout.clone(), finish.subscribe()));
+        }
         let of_fleet = (Arc::clone(&ledger), lookout);
         let mut fleet = Fleet::new(shared, of_fleet, intake, reports, stop.clone());
         let first = Arc::clone(&roster.borrow_and_update());
@@ -182,7 +191,21 @@ impl Twitch {
         fleet.close().await;
         finish.send_replace(true);
         healing.join("twitch gaps").await;
+        healing.join("twitch logins").await;
     }
+}
+
+/// Where logins are looked up, if there is a token for it, and the application it was issued to.
+fn helix(
+    config: &TwitchConfig,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    clock: &Clock,
+) -> Result<Option<Helix>, HelixError> {
+    let (Some(account), Some(client_id)) = (&config.account, &config.api.client_id) else {
+        return Ok(None);
+    };
+    let bearer = Arc::new(account.token.clone());
+    Helix::new(config.api.url.clone(), client_id.clone(), (bearer, tls), clock.clone()).map(Some)
 }
 
 /// A connection as the fleet sees it.

@@ -18,7 +18,6 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::stopped;
 use super::roster::{Lookout, RoomId, Roster, is_login};
-use super::settings::ApiConfig;
 use crate::clock::Clock;
 use crate::retry::Backoff;
 use crate::secret::Secret;
@@ -80,7 +79,7 @@ struct User {
 
 /// The API.
 pub(super) struct Helix {
-    api: ApiConfig,
+    url: String,
     client_id: String,
     bearer: Arc<dyn Bearer>,
     client: Client,
@@ -89,10 +88,9 @@ pub(super) struct Helix {
 
 impl Helix {
     pub(super) fn new(
-        api: ApiConfig,
+        url: String,
         client_id: String,
-        bearer: Arc<dyn Bearer>,
-        tls: Option<Arc<rustls::ClientConfig>>,
+        (bearer, tls): (Arc<dyn Bearer>, Option<Arc<rustls::ClientConfig>>),
         clock: Clock,
     ) -> Result<Self, HelixError> {
         let builder = Client::builder()
@@ -104,7 +102,7 @@ impl Helix {
             Some(tls) => builder.tls_backend_preconfigured((*tls).clone()),
             None => builder,
         };
-        Ok(Self { api, client_id, bearer, client: builder.build()?, clock })
+        Ok(Self { url, client_id, bearer, client: builder.build()?, clock })
     }
 
     /// Looks logins up until `stop` becomes true.
@@ -169,7 +167,7 @@ impl Helix {
     async fn logins(&self, rooms: &[RoomId]) -> Result<Vec<(RoomId, String)>, LookupError> {
         let Some(bearer) = self.bearer.bearer() else { return Ok(Vec::new()) };
         let ids: Vec<_> = rooms.iter().map(|room| format!("id={room}")).collect();
-        let url = format!("{}/users?{}", self.api.url, ids.join("&"));
+        let url = format!("{}/users?{}", self.url, ids.join("&"));
         let away = |error: reqwest::Error| LookupError::Away(error.without_url());
         let request = self.client.get(url).header("client-id", &self.client_id).bearer_auth(bearer.expose());
         let mut response = request.send().await.map_err(away)?;

@@ -23,6 +23,12 @@ pub struct TwitchArgs {
     /// The account to read with, together with `TWITCH_BOT_ACCESS_TOKEN`; left out: anonymous
     #[arg(long, env)]
     twitch_bot_username: Option<String>,
+    /// Id of the application that the account's token was issued to: with it the logins of renamed channels are looked up
+    #[arg(long, env)]
+    twitch_client_id: Option<String>,
+    /// Base address of Twitch's API
+    #[arg(long, env, default_value = "https://api.twitch.tv/helix")]
+    twitch_api_url: String,
     /// `ircs://host:port`, or `irc://host:port` without TLS
     #[arg(long, env, default_value = "ircs://irc.chat.twitch.tv:6697")]
     twitch_irc_url: String,
@@ -71,6 +77,24 @@ pub struct Account {
     pub token: Secret,
 }
 
+/// Twitch's API.
+#[derive(Debug, Clone, Serialize)]
+pub struct ApiConfig {
+    /// Its base address.
+    #[serde(rename = "TWITCH_API_URL")]
+    pub url: String,
+    /// The application; `None`: nothing is looked up.
+    #[serde(rename = "TWITCH_CLIENT_ID")]
+    pub client_id: Option<String>,
+}
+
+impl ApiConfig {
+    /// Whether it is reached over TLS.
+    pub fn is_tls(&self) -> bool {
+        self.client_id.is_some() && self.url.starts_with("https:")
+    }
+}
+
 /// Checked settings.
 #[derive(Debug, Clone, Serialize)]
 pub struct TwitchConfig {
@@ -83,6 +107,9 @@ pub struct TwitchConfig {
     /// `None`: anonymous.
     #[serde(flatten, serialize_with = "shown_account")]
     pub account: Option<Account>,
+    /// Where logins are looked up.
+    #[serde(flatten)]
+    pub api: ApiConfig,
     /// Where to connect.
     #[serde(rename = "TWITCH_IRC_URL")]
     pub address: IrcAddress,
@@ -137,6 +164,9 @@ impl TwitchArgs {
             problems.add("TWITCH_ENABLED", "is true, but TWITCH_CHANNELS names no channel");
         }
         let account = self.account(environment, problems);
+        let api_url = problems.parse("TWITCH_API_URL", &self.twitch_api_url, api_url);
+        let client_id =
+            problems.parse_optional("TWITCH_CLIENT_ID", self.twitch_client_id.as_ref(), client_id);
         let address = problems.parse("TWITCH_IRC_URL", &self.twitch_irc_url, irc_address);
         let join_rate = problems.parse("TWITCH_JOIN_RATE", &self.twitch_join_rate, settings::count(1, 2_000));
         let shared_chat = problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat);
@@ -155,6 +185,7 @@ impl TwitchArgs {
             enabled: enabled?.unwrap_or(true),
             channels: channels?,
             account: account?,
+            api: ApiConfig { url: api_url?, client_id: client_id? },
             address: address?,
             join_rate: join_rate?,
             shared_chat: shared_chat?,
@@ -216,6 +247,24 @@ fn login(text: &str) -> Result<String, String> {
         return Err(format!("{text:?} is no login of Twitch"));
     }
     Ok(login)
+}
+
+fn api_url(text: &str) -> Result<String, String> {
+    let is_base = !text.contains(['?', '#', '@', ' ']);
+    if is_base && (text.starts_with("https://") || text.starts_with("http://")) {
+        Ok(text.trim_end_matches('/').to_owned())
+    } else {
+        Err(format!("{:?} is no address such as https://host", without_user_info(text)))
+    }
+}
+
+fn client_id(text: &str) -> Result<String, String> {
+    let is_plain = text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_plain {
+        Ok(text.to_owned())
+    } else {
+        Err("is no id of an application: letters and digits".to_owned())
+    }
 }
 
 fn irc_address(text: &str) -> Result<IrcAddress, String> {
