@@ -121,7 +121,7 @@ impl Twitch {
             .as_ref()
             .map(|url| Backfill::new(url.clone(), tls.clone(), normalizer(Origin::Backfill), clock.clone()))
             .transpose()?;
-        let helix = helix(&config, tls.clone(), &clock)?;
+        let helix = Helix::of(&config, tls.clone(), &clock)?;
         let heal = Heal::new(Arc::clone(&ledger), file, backfill, clock.clone());
         let normalizer = normalizer(Origin::Twitch);
         let shared = Arc::new(Shared { config, tls, normalizer, status, clock, known: Known::default() });
@@ -193,19 +193,6 @@ impl Twitch {
         healing.join("twitch gaps").await;
         healing.join("twitch logins").await;
     }
-}
-
-/// Where logins are looked up, if there is a token for it, and the application it was issued to.
-fn helix(
-    config: &TwitchConfig,
-    tls: Option<Arc<rustls::ClientConfig>>,
-    clock: &Clock,
-) -> Result<Option<Helix>, HelixError> {
-    let (Some(account), Some(client_id)) = (&config.account, &config.api.client_id) else {
-        return Ok(None);
-    };
-    let bearer = Arc::new(account.token.clone());
-    Helix::new(config.api.url.clone(), client_id.clone(), (bearer, tls), clock.clone()).map(Some)
 }
 
 /// A connection as the fleet sees it.

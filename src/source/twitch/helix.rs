@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::stopped;
 use super::roster::{Lookout, RoomId, Roster, is_login};
+use super::settings::TwitchConfig;
 use crate::clock::Clock;
 use crate::retry::Backoff;
 use crate::secret::Secret;
@@ -87,12 +88,15 @@ pub(super) struct Helix {
 }
 
 impl Helix {
-    pub(super) fn new(
-        url: String,
-        client_id: String,
-        (bearer, tls): (Arc<dyn Bearer>, Option<Arc<rustls::ClientConfig>>),
-        clock: Clock,
-    ) -> Result<Self, HelixError> {
+    /// Of these settings; `None` without a token, or the application it was issued to.
+    pub(super) fn of(
+        config: &TwitchConfig,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        clock: &Clock,
+    ) -> Result<Option<Self>, HelixError> {
+        let (Some(account), Some(client_id)) = (&config.account, &config.api.client_id) else {
+            return Ok(None);
+        };
         let builder = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
@@ -102,7 +106,13 @@ impl Helix {
             Some(tls) => builder.tls_backend_preconfigured((*tls).clone()),
             None => builder,
         };
-        Ok(Self { url, client_id, bearer, client: builder.build()?, clock })
+        Ok(Some(Self {
+            url: config.api.url.clone(),
+            client_id: client_id.clone(),
+            bearer: Arc::new(account.token.clone()),
+            client: builder.build()?,
+            clock: clock.clone(),
+        }))
     }
 
     /// Looks logins up until `stop` becomes true.
