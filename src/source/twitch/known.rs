@@ -82,3 +82,53 @@ impl Lookup {
         (*known != user.name && is_login(&user.name)).then(|| (room, user.name.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::super::lines::Line;
+    use super::super::metrics::TwitchMetrics;
+    use super::super::normalize::{Normalizer, Reading, SharedChatMode, TakenIn};
+    use super::super::roster::Wanted;
+    use super::*;
+    use crate::envelope::Origin;
+
+    fn draft(normalizer: &Normalizer, user: &str, login: &str) -> Box<Draft> {
+        let line = format!(
+            "@badge-info=;badges=;color=;display-name=X;emotes=;first-msg=0;flags=;id=x;mod=0;room-id=7;subscriber=0;\
+             tmi-sent-ts=1700000000000;turbo=0;user-id={user};user-type= \
+             :{login}!{login}@{login}.tmi.twitch.tv PRIVMSG #alpha :hello there, how are you all today"
+        );
+        let taken_in = TakenIn { at: Timestamp::from_second(9).unwrap(), instant: Instant::now() };
+        match normalizer.read(Line::Whole(line.into()), taken_in) {
+            Reading::Draft(draft) => draft,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_owner_who_speaks_under_another_login_is_told() {
+        let metrics = Arc::new(TwitchMetrics::new(&prometheus::Registry::new()).unwrap());
+        let normalizer = Normalizer::new(Origin::Twitch, SharedChatMode::SourceOnly, metrics);
+        let known = Known::default();
+        let mut roster = Roster::fixed(&["alpha".to_owned(), "beta".to_owned()]);
+        roster.channels.insert("gamma".to_owned(), Wanted { room: Some(5), ..Wanted::default() });
+        known.set(&roster);
+        let note = |user: &str, login: &str| known.lookup().note(&draft(&normalizer, user, login));
+        assert_eq!((note("5", "gamma"), note("6", "delta"), note("x", "delta")), (None, None, None));
+        assert_eq!(note("5", "delta"), Some((5, "delta".to_owned())));
+        // No login may get into a line that is none.
+        assert_eq!(note("5", "a,b"), None);
+        assert_eq!((known.busy("alpha"), known.busy("beta"), known.busy("elsewhere")), (5, 0, 0));
+        assert_eq!(known.last_said("alpha"), Timestamp::from_second(9).ok());
+        assert_eq!(known.last_said("beta"), None);
+        known.halve();
+        assert_eq!(known.busy("alpha"), 2);
+        // What is counted stays over a change of the list.
+        roster.channels.remove("beta");
+        known.set(&roster);
+        assert_eq!(known.busy("alpha"), 2);
+    }
+}
