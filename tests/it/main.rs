@@ -9,9 +9,13 @@
 )]
 
 mod bad_input;
+mod check;
+mod client;
 mod commands;
 mod confined;
+mod consumers;
 mod contract;
+mod demo;
 mod faults;
 mod forms;
 mod fuzz;

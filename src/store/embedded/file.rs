@@ -14,7 +14,7 @@ use crate::store::{Condition, Document, Fields, Name, Version, Write};
 const DOCUMENTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("documents");
 
 /// Of this layout. A file with a higher one is left alone.
-const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 2;
 
 /// Set in the version of a document behind which a checksum stands: over its key, its version and its fields.
 const HAS_CHECKSUM: u64 = 1 << 63;
