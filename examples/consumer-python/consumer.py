@@ -77,10 +77,15 @@ async def consume(connection, database):
             pass  # Nothing was said for so long.
 
 
+async def tell(error):
+    """The library goes on by itself after this."""
+    print(f"NATS: {error!r}", file=sys.stderr)
+
+
 async def main(path):
     database = sqlite3.connect(path)
     database.executescript(TABLES)
-    connection = await nats.connect(SERVERS, max_reconnect_attempts=-1, reconnect_time_wait=0.5)
+    connection = await nats.connect(SERVERS, error_cb=tell, max_reconnect_attempts=-1, reconnect_time_wait=0.5)
     while True:
         try:
             await consume(connection, database)
