@@ -367,7 +367,7 @@ fn twitch(
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
         tracing::warn!(
-            "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
+            "no channels: set TWITCH_CHANNELS to read chat (`inlet demo` shows how it looks without any)"
         );
         return Ok(None);
     }

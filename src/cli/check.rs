@@ -33,9 +33,9 @@ pub(super) async fn run(args: &CheckArgs, environment: &Environment) -> Result<(
         let service = args.client.check(environment, port, problems);
         Some((config?, service?))
     })?;
+    let seen = data_dir::look(&config.data_dir);
     let settings: Look<'_> = ("settings", std::future::ready(Said::ok("all can be used")).boxed());
     let mut all = vec![settings];
-    let seen = data_dir::look(&config.data_dir);
     all.extend(looks(&config, &seen, &Clock::system()));
     let holder = seen.as_ref().ok().and_then(|seen| seen.holder.as_deref());
     if holder.is_some_and(|holder| holder.starts_with(SERVICE)) {
