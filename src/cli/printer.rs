@@ -17,6 +17,9 @@ const BADGES: [&str; 3] = ["\x1b[30;42m", "\x1b[30;46m", "\x1b[30;45m"];
 /// A line of what is not somebody's word.
 const HAPPENED: &str = "\x1b[33m";
 
+/// At a terminal no more of a text is shown: some viewers fill a screen.
+const TERMINAL_LETTERS: usize = 160;
+
 /// A tag, and the one that is never without it in a chat message.
 const IMPLIED: [(&str, &str); 2] =
     [("FIRST_ALLTIME_MESSAGE", "NEW_USER"), ("FIRST_SESSION_MESSAGE", "FIRST_ALLTIME_MESSAGE")];
@@ -155,7 +158,11 @@ impl Printer {
     fn what(&self, seen: &Seen) -> String {
         let payload = &seen.payload;
         let name = seen.user.as_ref().map(|user| for_terminal(&user.display_name)).unwrap_or_default();
-        let text = for_terminal(payload.text.as_deref().unwrap_or_default());
+        let mut text = for_terminal(payload.text.as_deref().unwrap_or_default());
+        if let Some((end, _)) = text.char_indices().nth(TERMINAL_LETTERS).filter(|_| self.is_terminal) {
+            text.truncate(end);
+            text.push('…');
+        }
         let name = self.painted(colour_of(&name), &name);
         match seen.kind.as_str() {
             "external.chat.message.v1" if payload.is_action => format!("{name} {text}"),
@@ -329,6 +336,15 @@ mod tests {
         let dead = b"{\"type\":\"internal.deadletter.v1\",\"reason\":\"too_large\"}";
         assert_eq!(printer(false, false).readable(dead), "--:--:-- dead letter: too_large");
         assert_eq!(printer(false, false).readable(b"\x1b"), "? ");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_at_a_terminal_alone() {
+        let long = "é".repeat(TERMINAL_LETTERS + 1);
+        let said = event("external.chat.message.v1", &format!(r#""payload":{{"text":"{long}"}}"#));
+        assert!(printer(false, false).readable(&said).ends_with(&long));
+        let shown = printer(true, false).readable(&said);
+        assert!(shown.ends_with(&format!("{}…", &long[..long.len() - 'é'.len_utf8()])), "{shown}");
     }
 
     #[test]
