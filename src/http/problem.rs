@@ -19,6 +19,8 @@ label! {
         Unauthorized => "unauthorized",
         /// No token is set, and the request is not from this machine.
         LoopbackOnly => "loopback_only",
+        /// A page of another site that is not listed.
+        OriginNotAllowed => "origin_not_allowed",
         /// The request makes no sense.
         BadRequest => "bad_request",
         /// All places are taken.
@@ -38,7 +40,7 @@ impl ProblemCode {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::LoopbackOnly => StatusCode::FORBIDDEN,
+            Self::LoopbackOnly | Self::OriginNotAllowed => StatusCode::FORBIDDEN,
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::TooManyClients | Self::BusUnavailable | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
