@@ -165,8 +165,9 @@ struct Server {
     started: Instant,
     since: health::Since,
     page: page::Page,
-    /// The pumps of `/v1/stream`.
-    pumps: Mutex<Tasks>,
+    /// The tasks of `/v1/stream`.
+    streams: Mutex<Tasks>,
+    tail: stream::SharedTail,
     places: stream::Places,
     /// Becomes true at shutdown: streams without end end.
     closing: watch::Receiver<bool>,
@@ -186,7 +187,8 @@ pub async fn serve(listener: TcpListener, shown: Shown, closing: watch::Receiver
         since: health::Since::default(),
         shown,
         started: Instant::now(),
-        pumps: Mutex::new(Tasks::new()),
+        streams: Mutex::new(Tasks::new()),
+        tail: stream::SharedTail::default(),
         places: stream::Places::default(),
         closing: closing.clone(),
     });

@@ -19,6 +19,7 @@ mod harness;
 mod least_privilege;
 mod operator;
 mod outbox;
+mod overlay;
 mod page;
 mod path;
 mod people;

@@ -148,6 +148,7 @@ async fn who_comes_back_misses_and_repeats_nothing_on_either_bus() {
         let mut settings = vec![("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", url.as_str())];
         settings.extend(bus.as_ref().map(|url| ("NATS_URL", url.as_str())));
         let mut inlet = Inlet::serve(&settings).await;
+        // It is asked while the bus is still on its way, as a browser does: it may wait, but is not refused.
         let (mut last, mut read) = (0, Vec::new());
         read_in_pieces(&inlet, &mut last, &mut read, 300).await;
         assert_eq!(inlet.terminate(Duration::from_secs(15)).await.1, Some(0));
@@ -170,4 +171,74 @@ async fn who_comes_back_misses_and_repeats_nothing_on_either_bus() {
         }
         assert_eq!(read.iter().collect::<HashSet<_>>().len(), read.len());
     }
+}
+
+#[tokio::test]
+async fn who_was_there_before_anything_was_said_comes_back_to_all_of_it() {
+    let mut simulator = Simulator::start(&["--channels", "another", "--rate", "1"]).await;
+    let url = simulator.url();
+    let inlet = Inlet::serve(&[("TWITCH_CHANNELS", "alpha"), ("TWITCH_IRC_URL", url.as_str())]).await;
+    inlet.ready().await;
+    // The head of the answer names the place to come back to.
+    let place = Events::open(&inlet, "", None).await.place().await;
+    for number in 1..=3 {
+        simulator.say(&format!("raw @id=m{number};room-id=1;user-id=9 :n!n@n PRIVMSG #alpha :hello"));
+    }
+    inlet.settled(3).await;
+    let mut events = Events::open(&inlet, "", Some(&place)).await;
+    for number in 1..=3 {
+        assert_eq!(events.envelope().await.1["payload"]["messageId"], format!("m{number}"));
+    }
+    // Of a stream that is gone: this one from its start, instead of waiting for a position that comes much later.
+    let mut events = Events::open(&inlet, "", Some("5000")).await;
+    assert_eq!(events.envelope().await.1["payload"]["messageId"], "m1");
+    // But the end is the end.
+    let mut events = Events::open(&inlet, "", Some("3")).await;
+    simulator.say("raw @id=m4;room-id=1;user-id=9 :n!n@n PRIVMSG #alpha :hello");
+    assert_eq!(events.envelope().await.1["payload"]["messageId"], "m4");
+}
+
+/// So many readers as there are places for, and one that does not read: each hears all of it, in order, and the path does
+/// not notice.
+#[tokio::test]
+async fn sixty_four_readers_hear_the_same() {
+    const READERS: usize = 64;
+    const COUNT: u64 = 2_000;
+    let simulator =
+        Simulator::start(&["--channels", "alpha,beta", "--rate", "1000", "--count", "2000"]).await;
+    let url = simulator.url();
+    let settings =
+        [("TWITCH_CHANNELS", "alpha,beta"), ("TWITCH_IRC_URL", url.as_str()), ("STREAM_MAX_CLIENTS", "65")];
+    let inlet = Inlet::serve(&settings).await;
+    let mut deaf = tokio::net::TcpStream::connect(("127.0.0.1", inlet.port)).await.unwrap();
+    let request = b"GET /v1/stream HTTP/1.1\r\nhost: localhost\r\nlast-event-id: 0\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut deaf, request).await.unwrap();
+    let readers = (0..READERS).map(|reader| {
+        let inlet = &inlet;
+        async move {
+            let only_beta = reader % 8 == 7;
+            let query = if only_beta { "?channel=beta" } else { "" };
+            let mut events = Events::open(inlet, query, Some("0")).await;
+            let mut heard = Vec::new();
+            // The last ones may be of the other channel.
+            let end = if only_beta { COUNT - 200 } else { COUNT };
+            while heard.last().is_none_or(|(position, _)| *position < end) {
+                let (position, envelope) = events.envelope().await;
+                heard.push((position, envelope["source"]["channel"].as_str().unwrap().to_owned()));
+            }
+            (only_beta, heard)
+        }
+    });
+    let heard = futures_util::future::join_all(readers).await;
+    let all = &heard[0].1;
+    assert!(all.iter().map(|(position, _)| *position).eq(1..=COUNT));
+    for (only_beta, heard) in &heard {
+        let last = heard.last().unwrap().0;
+        let expected = all.iter().filter(|(at, channel)| *at <= last && (!only_beta || channel == "beta"));
+        assert!(heard.iter().eq(expected), "{only_beta} {}", heard.len());
+    }
+    let metrics = inlet.settled(COUNT).await;
+    metrics.assert_account_closes();
+    assert_eq!(metrics.sum("inlet_events_published_total"), COUNT);
+    drop(deaf);
 }

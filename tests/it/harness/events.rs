@@ -43,6 +43,13 @@ impl Events {
         }
     }
 
+    /// The place that the head of the answer names.
+    pub async fn place(&mut self) -> String {
+        let piece = tokio::time::timeout(super::PATIENCE, self.body.next()).await.unwrap().unwrap().unwrap();
+        let head = String::from_utf8(piece.to_vec()).unwrap();
+        head.strip_prefix(": inlet\nid: ").and_then(|rest| rest.strip_suffix("\n\n")).unwrap().to_owned()
+    }
+
     /// The next envelope and its position.
     pub async fn envelope(&mut self) -> (u64, Value) {
         let block = self.next().await.unwrap();
