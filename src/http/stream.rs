@@ -25,7 +25,7 @@ use super::problem::{Problem, ProblemCode};
 use super::{Server, State};
 use crate::bus::{Bus, BusError, Follower};
 use crate::retry::Backoff;
-use tail::{Block, Held, Tail};
+use tail::{BLOCK_BYTES, Block, Held, Tail};
 
 /// Blocks that wait for a client: what one that does not read can hold on to.
 const QUEUE: usize = 4;
@@ -55,9 +55,8 @@ impl Filter {
             return of_kind;
         }
         let source = &block.sources()[line];
-        let of_channel = |channel: &String| channel.trim_start_matches('#').to_lowercase() == source.channel;
         self.platform.as_ref().is_none_or(|platform| *platform == source.platform)
-            && self.channel.as_ref().is_none_or(of_channel)
+            && self.channel.as_ref().is_none_or(|channel| *channel == source.channel)
     }
 
     /// What of a block a client is sent that has seen everything before `next`.
@@ -118,8 +117,9 @@ pub(super) async fn stream(
     filter: Result<Query<Filter>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Query(filter) =
+    let Query(mut filter) =
         filter.map_err(|rejection| Problem::new(ProblemCode::BadRequest, rejection.body_text()))?;
+    filter.channel = filter.channel.map(|channel| channel.trim_start_matches('#').to_lowercase());
     let last_id = last_id(&headers)?;
     let Some(place) = server.places.take(server.shown.config.stream_max_clients) else {
         return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
@@ -239,27 +239,38 @@ impl Pump {
         }
     }
 
-    /// Waits for something that passes the filter. Cancel safe: what is not returned is not passed either.
+    /// Waits for something that passes the filter. Cancel safe: whenever it waits, nothing is gathered.
     async fn next_piece(&mut self, changes: &mut watch::Receiver<()>) -> Bytes {
+        let mut gathered = Vec::new();
         loop {
             changes.mark_unchanged();
-            let piece = match self.tail.from(&self.identity, self.next) {
+            match self.tail.from(&self.identity, self.next) {
                 Held::Block(block) => {
                     self.alone = None;
-                    self.pass(&block)
+                    let piece = self.pass(&block);
+                    if self.filter.is_for_all() && !piece.is_empty() {
+                        return piece;
+                    }
+                    // A few of each block: together they are worth a write.
+                    gathered.extend_from_slice(&piece);
+                    if gathered.len() >= BLOCK_BYTES {
+                        return Bytes::from(gathered);
+                    }
+                    if gathered.is_empty() {
+                        // Whoever filters everything out must not keep the others waiting.
+                        yield_now().await;
+                    }
                 }
-                Held::Nothing => {
-                    // The reader outlives its clients: there is always another change.
-                    drop(changes.changed().await);
-                    continue;
+                Held::Nothing | Held::Not if !gathered.is_empty() => return Bytes::from(gathered),
+                // The reader outlives its clients: there is always another change.
+                Held::Nothing => drop(changes.changed().await),
+                Held::Not => {
+                    let piece = self.read_alone().await;
+                    if !piece.is_empty() {
+                        return piece;
+                    }
                 }
-                Held::Not => self.read_alone().await,
-            };
-            if !piece.is_empty() {
-                return piece;
             }
-            // Whoever filters everything out must not keep the others waiting.
-            yield_now().await;
         }
     }
 
@@ -289,9 +300,9 @@ impl Pump {
                 }
             }
         };
-        let (follower, next) = followed;
-        (self.identity, self.next) = (follower.identity.clone(), next);
-        self.alone = Some((follower, VecDeque::new()));
+        self.identity = followed.0.identity.clone();
+        self.next = followed.1;
+        self.alone = Some((followed.0, VecDeque::new()));
         Bytes::new()
     }
 

@@ -173,7 +173,7 @@ async fn the_page_can_be_read_on_a_desk_on_a_phone_and_in_the_dark() {
         "--rate",
         "12",
         "--users",
-        "400",
+        "2000",
         "--zipf",
         "0.7",
         "--lifelike",

@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::bus::{Batch, Bus, BusError, Follower, Start, Stored, Wanted};
 use crate::retry::Backoff;
@@ -21,7 +21,11 @@ use crate::retry::Backoff;
 /// What the ring holds at most, or one block more.
 const RING_BYTES: usize = 8 * 1024 * 1024;
 /// How large a block is at most, or one envelope more: it goes to a client in one piece.
-const BLOCK_BYTES: usize = 64 * 1024;
+pub(super) const BLOCK_BYTES: usize = 64 * 1024;
+/// For so long, or up to so many bytes, the reader gathers before it tells the clients: a write for each message and client
+/// would cost more than all the rest.
+const GATHER: Duration = Duration::from_millis(20);
+const GATHER_BYTES: usize = 1024 * 1024;
 /// For an answer of the bus.
 const BUS_WAIT: Duration = Duration::from_secs(5);
 /// Waits before following again after an interruption: the first, and the longest.
@@ -241,8 +245,8 @@ pub(super) async fn next_of(follower: &mut Follower) -> Result<Batch, BusError> 
 
 async fn read(bus: Arc<dyn Bus>, shared: Arc<Shared>, mut follower: Follower) {
     loop {
-        match next_of(&mut follower).await {
-            Ok(batch) => shared.take_in(&batch.messages),
+        match gather(&mut follower).await {
+            Ok(messages) => shared.take_in(&messages),
             Err(error) => {
                 tracing::debug!(error = %error, "the stream's readers wait for the bus");
                 shared.with(|ring| ring.is_attached = false);
@@ -260,6 +264,20 @@ async fn read(bus: Arc<dyn Bus>, shared: Arc<Shared>, mut follower: Follower) {
             }
         }
     }
+}
+
+async fn gather(follower: &mut Follower) -> Result<Vec<Stored>, BusError> {
+    let mut messages = next_of(follower).await?.messages;
+    let deadline = Instant::now() + GATHER;
+    let mut bytes: usize = messages.iter().map(|stored| stored.payload.len()).sum();
+    // What ends the follower is told by it again, next time.
+    while bytes < GATHER_BYTES
+        && let Ok(Ok(more)) = timeout_at(deadline, next_of(follower)).await
+    {
+        bytes += more.messages.iter().map(|stored| stored.payload.len()).sum::<usize>();
+        messages.extend(more.messages);
+    }
+    Ok(messages)
 }
 
 /// From `next` on, as often as it takes; another stream from its start. With it the position that it begins at.
