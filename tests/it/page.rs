@@ -164,7 +164,9 @@ const LOWEST_CONTRAST: &str = "(() => {
   }));
 })()";
 
-/// The pictures go to the folder in `PAGE_PICTURES`, if it is set: `docs/page.png` is `light.png` of them.
+/// The pictures go to the folder in `PAGE_PICTURES`, if it is set; `docs/page.png` is the one called `light.png`, made with
+/// Debian's fonts-dejavu-core, fonts-noto-color-emoji and fonts-wqy-zenhei:
+/// `PAGE_PICTURES=/tmp cargo nextest run --test it page::the_page_can_be_read`.
 #[tokio::test]
 async fn the_page_can_be_read_on_a_desk_on_a_phone_and_in_the_dark() {
     let simulator = Simulator::start(&[
