@@ -300,7 +300,7 @@ impl Pump {
                 }
             }
         };
-        self.identity = followed.0.identity.clone();
+        self.identity.clone_from(&followed.0.identity);
         self.next = followed.1;
         self.alone = Some((followed.0, VecDeque::new()));
         Bytes::new()
