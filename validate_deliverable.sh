@@ -101,6 +101,8 @@ tools() {
   command -v node >/dev/null || packages+=(nodejs)
   command -v npm >/dev/null || packages+=(npm)
   [[ -n ${NATS_SERVER_BIN:-} ]] || command -v nats-server >/dev/null || packages+=(nats-server)
+  # The page is looked at in a real browser.
+  [[ -n ${CHROMIUM_BIN:-} ]] || command -v chromium >/dev/null || packages+=(chromium fonts-dejavu-core)
   [[ -n ${FIRESTORE_EMULATOR_HOST:-} ]] || command -v "${JAVA:-java}" >/dev/null || packages+=(default-jre-headless)
   if ((${#packages[@]} > 0)) || ! { rust_suits || command -v rustup >/dev/null; }; then
     may_install || missing_all "${packages[@]}"
@@ -120,6 +122,7 @@ tools() {
   "${NATS_SERVER_BIN:-nats-server}" --version
   python3 --version
   printf 'node %s, npm %s\n' "$(node --version)" "$(npm --version 2>/dev/null)"
+  "${CHROMIUM_BIN:-chromium}" --version
 }
 
 rust_wanted() {

@@ -233,6 +233,7 @@ fn what_is_set_for_a_deployment_is_not_its_business() {
         ("BIND_ADDR", "0.0.0.0".to_owned()),
         ("ADMIN_TOKEN", "hush".to_owned()),
         ("ADMIN_TOKEN_FILE", "/no/such".to_owned()),
+        ("STREAM_TOKEN", "hush".to_owned()),
         ("LOG_LEVEL", "trace".to_owned()),
         ("K_SERVICE", "inlet".to_owned()),
     ];
@@ -265,6 +266,11 @@ async fn it_is_the_service_that_it_shows() {
     assert_eq!(
         (&health["service"], &health["parts"]["twitch"]["state"]),
         (&"inlet".into(), &"connected".into())
+    );
+    let page = client.get(format!("{url}/")).send().await.unwrap();
+    assert_eq!(
+        (page.status().as_u16(), &page.headers()["content-type"]),
+        (200, &"text/html; charset=utf-8".parse().unwrap())
     );
     let tail = tokio::task::spawn_blocking(move || run(&["tail", "--count", "3", "--inlet-url", &url], &[]));
     let tail = tail.await.unwrap();
