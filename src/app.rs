@@ -187,8 +187,7 @@ impl App {
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
-        hear_of(&*bus).await?;
-        hear_of_counting(users.as_ref()).await?;
+        hear_of_both(&*bus, users.as_ref()).await?;
         match source {
             Some(source) => {
                 let asked = Arc::clone(&bus);
@@ -325,6 +324,12 @@ fn parts(
     parts.extend(of_path);
     parts.extend(users.map(Users::parts).unwrap_or_default());
     parts
+}
+
+/// Waits a moment for each: whether the bus is there and fits, and whether its stream may be counted.
+async fn hear_of_both(bus: &dyn Bus, users: Option<&Users>) -> Result<(), AppError> {
+    hear_of(bus).await?;
+    hear_of_counting(users).await
 }
 
 /// Waits a moment to hear whether the stream may be counted.
