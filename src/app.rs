@@ -1,6 +1,7 @@
 //! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
 //! and at the end lets them go in the order of the path.
 
+pub mod check;
 mod config;
 mod path;
 
@@ -32,6 +33,7 @@ use crate::source::twitch::{
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
+use crate::telemetry::metrics::{Counters, Label as _};
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
@@ -118,9 +120,21 @@ impl AppError {
     }
 }
 
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Events that its sources took in.
+    pub received: u64,
+    /// Events that the stream acknowledged as new.
+    pub published: u64,
+    /// Users met for the first time.
+    pub users: u64,
+}
+
 /// A running service.
 pub struct App {
     address: SocketAddr,
+    bus: Arc<dyn Bus>,
     tasks: Tasks,
     /// Stops what faces the outside.
     stop: watch::Sender<bool>,
@@ -159,13 +173,14 @@ impl App {
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let source = twitch(path, (&status, &twitch_metrics), clock, data_dir.path(), &channels)?;
+        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path(), &channels)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
+            clock,
             parts: Parts::new(parts(&status, of_path, users.as_ref())),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
@@ -177,17 +192,17 @@ impl App {
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
-        hear_of(&*bus).await?;
-        hear_of_counting(users.as_ref()).await?;
+        hear_of_both(&*bus, users.as_ref()).await?;
         if let Some((source, follow)) = source {
             tasks.spawn("channels", follow.run());
-            let last_stored = |started| last_stored_before(bus, started);
+            let asked = Arc::clone(&bus);
+            let last_stored = |started| last_stored_before(asked, started);
             let source = |stop| source.run(intake, last_stored, stop);
             tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
         }
-        let grace = config.shutdown_grace;
         Ok(Self {
             address,
+            bus,
             tasks,
             stop,
             close_http,
@@ -195,7 +210,7 @@ impl App {
             pipeline,
             outbox,
             users,
-            grace,
+            grace: config.shutdown_grace,
             _data_dir: data_dir,
         })
     }
@@ -205,8 +220,23 @@ impl App {
         self.address
     }
 
+    /// The stream that it publishes to.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        Arc::clone(&self.bus)
+    }
+
+    fn tally(&self) -> Tally {
+        let sum =
+            |counters: &Counters<Origin>| Origin::ALL.iter().map(|origin| counters.of(*origin).get()).sum();
+        Tally {
+            received: sum(&self.pipeline.received),
+            published: sum(&self.pipeline.published),
+            users: self.users.as_ref().map_or(0, Users::created),
+        }
+    }
+
     /// Runs until `stop` is done or a part ends; then lets everything go, within the grace.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<Tally, AppError> {
         let ended = tokio::select! {
             () = stop => None,
             ended = self.tasks.next_end() => ended,
@@ -243,7 +273,7 @@ impl App {
         match ended {
             Some(Ended { name, .. }) => Err(AppError::PartEnded(name)),
             None if lost > 0 => Err(AppError::NotSettled(lost)),
-            None => Ok(()),
+            None => Ok(self.tally()),
         }
     }
 }
@@ -297,6 +327,12 @@ fn parts(
     parts.extend(of_path);
     parts.extend(users.map(Users::parts).unwrap_or_default());
     parts
+}
+
+/// Waits a moment for each: whether the bus is there and fits, and whether its stream may be counted.
+async fn hear_of_both(bus: &dyn Bus, users: Option<&Users>) -> Result<(), AppError> {
+    hear_of(bus).await?;
+    hear_of_counting(users).await
 }
 
 /// Waits a moment to hear whether the stream may be counted.

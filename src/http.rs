@@ -1,4 +1,4 @@
-//! The operator's HTTP: probes, metrics, a look inside, and the stream of what was published.
+//! The operator's HTTP: probes, metrics, a look inside, the stream of what was published, and a page that shows them.
 
 mod access;
 mod channels;
@@ -6,6 +6,8 @@ mod connections;
 mod debug;
 mod health;
 mod metrics;
+mod origins;
+mod page;
 mod problem;
 mod replay;
 mod request;
@@ -27,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::bus::Bus;
 use crate::channels::Channels;
+use crate::clock::Clock;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
@@ -37,6 +40,7 @@ use crate::tasks::Tasks;
 use connections::Limits;
 
 pub use metrics::HttpMetrics;
+pub use origins::Origins;
 
 /// Connections at a time, besides those of `/v1/stream`'s readers. Well below the 1024 descriptors that a process usually
 /// has: the bus, the sources and the files need theirs.
@@ -59,6 +63,10 @@ pub struct HttpArgs {
     /// Readers of /v1/stream at a time
     #[arg(long, env, default_value = "64")]
     stream_max_clients: String,
+    /// Pages of other sites that may read /v1/stream with `STREAM_TOKEN`: origins such as <https://overlay.example>, with
+    /// commas or white space between; null is a page opened from a file
+    #[arg(long, env)]
+    stream_origins: Option<String>,
 }
 
 /// Checked settings.
@@ -73,6 +81,12 @@ pub struct HttpConfig {
     /// Guards what is not for everybody.
     #[serde(rename = "ADMIN_TOKEN")]
     pub admin_token: Option<Secret>,
+    /// Opens `/v1/stream` alone.
+    #[serde(rename = "STREAM_TOKEN")]
+    pub stream_token: Option<Secret>,
+    /// Pages that may read it.
+    #[serde(rename = "STREAM_ORIGINS")]
+    pub stream_origins: Origins,
     /// Readers of `/v1/stream`.
     #[serde(rename = "STREAM_MAX_CLIENTS")]
     pub stream_max_clients: usize,
@@ -87,12 +101,32 @@ impl HttpArgs {
         });
         let clients =
             problems.parse("STREAM_MAX_CLIENTS", &self.stream_max_clients, settings::count(0, 10_000));
+        let origins = problems.parse_optional("STREAM_ORIGINS", self.stream_origins.as_ref(), Origins::parse);
         let before = problems.lines().len();
         let admin_token = environment.secret("ADMIN_TOKEN", problems);
+        let stream_token = environment.secret("STREAM_TOKEN", problems);
+        let is_same =
+            |token: &Secret| admin_token.as_ref().is_some_and(|admin| admin.matches(token.expose()));
+        if stream_token.as_ref().is_some_and(is_same) {
+            problems
+                .add("STREAM_TOKEN", "is ADMIN_TOKEN; it may stand in addresses, so it must be another one");
+        }
         if problems.lines().len() > before {
             return None;
         }
-        Some(HttpConfig { port: port?, address: address?, admin_token, stream_max_clients: clients? })
+        let stream_origins = origins?.unwrap_or_default();
+        if stream_token.is_none() && stream_origins != Origins::default() {
+            problems.add("STREAM_ORIGINS", "opens nothing without STREAM_TOKEN; set both");
+            return None;
+        }
+        Some(HttpConfig {
+            port: port?,
+            address: address?,
+            admin_token,
+            stream_token,
+            stream_origins,
+            stream_max_clients: clients?,
+        })
     }
 
     /// The port alone, for commands that talk to the service.
@@ -108,6 +142,8 @@ pub struct Shown {
     pub config: HttpConfig,
     /// All settings, secrets redacted.
     pub settings: serde_json::Value,
+    /// Since when something is wrong is told by it.
+    pub clock: Clock,
     /// What the probes ask.
     pub parts: Parts,
     /// The source's own page.
@@ -132,8 +168,11 @@ pub struct Shown {
 struct Server {
     shown: Shown,
     started: Instant,
-    /// The pumps of `/v1/stream`.
-    pumps: Mutex<Tasks>,
+    since: health::Since,
+    page: page::Page,
+    /// The tasks of `/v1/stream`.
+    streams: Mutex<Tasks>,
+    tail: stream::SharedTail,
     places: stream::Places,
     /// Becomes true at shutdown: streams without end end.
     closing: watch::Receiver<bool>,
@@ -149,20 +188,25 @@ pub async fn serve(listener: TcpListener, shown: Shown, closing: watch::Receiver
         reader: READER_TIMEOUT,
     };
     let server = Arc::new(Server {
+        page: page::Page::new(shown.config.admin_token.is_some()),
+        since: health::Since::default(),
         shown,
         started: Instant::now(),
-        pumps: Mutex::new(Tasks::new()),
+        streams: Mutex::new(Tasks::new()),
+        tail: stream::SharedTail::default(),
         places: stream::Places::default(),
         closing: closing.clone(),
     });
-    connections::serve(listener, router(&server), limits, closing).await;
+    tokio::select! {
+        () = connections::serve(listener, router(&server), limits, closing) => {}
+        () = health::watch(&server) => {}
+    }
 }
 
 fn router(server: &Arc<Server>) -> Router {
     let guarded = Router::new()
         .route("/_debug/twitch", get(debug::twitch))
         .route("/_debug/config", get(debug::config))
-        .route("/v1/stream", get(stream::stream))
         .route("/admin/replay", post(replay::replay))
         .route(
             "/admin/channels",
@@ -170,7 +214,10 @@ fn router(server: &Arc<Server>) -> Router {
         )
         .route("/admin/channels/{login}", delete(channels::remove))
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
-    let mut open = Router::new().route("/metrics", get(metrics::metrics));
+    let streamed = Router::new()
+        .route("/v1/stream", get(stream::stream).options(access::preflight))
+        .route_layer(from_fn_with_state(Arc::clone(server), access::guard_stream));
+    let mut open = Router::new().route("/", get(page::page)).route("/metrics", get(metrics::metrics));
     for path in ["/livez", "/live"] {
         open = open.route(path, get(health::live));
     }
@@ -181,6 +228,7 @@ fn router(server: &Arc<Server>) -> Router {
         open = open.route(path, get(health::health));
     }
     open.merge(guarded)
+        .merge(streamed)
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(server), request::observe))

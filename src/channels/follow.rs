@@ -109,7 +109,7 @@ impl Follow {
                 if wanted.is_whole && !before.is_whole && wanted.channels.is_empty() {
                     tracing::warn!(
                         "no channels: set TWITCH_CHANNELS, or add one by `inlet channel add`, to read chat \
-                         (`inlet simulate` is a server to try with)"
+                         (`inlet demo` shows how it looks without any)"
                     );
                 }
                 *before = Arc::new(wanted);

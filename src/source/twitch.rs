@@ -23,6 +23,7 @@ mod helix;
 mod known;
 mod ledger;
 pub mod lines;
+pub mod look;
 pub mod metrics;
 pub mod normalize;
 mod note;

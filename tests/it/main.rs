@@ -10,9 +10,13 @@
 
 mod bad_input;
 mod channels;
+mod check;
+mod client;
 mod commands;
 mod confined;
+mod consumers;
 mod contract;
+mod demo;
 mod faults;
 mod forms;
 mod fuzz;
@@ -20,10 +24,13 @@ mod harness;
 mod least_privilege;
 mod operator;
 mod outbox;
+mod overlay;
+mod page;
 mod path;
 mod people;
 mod secrets;
 mod simulator;
+mod stream;
 mod structure;
 mod tls;
 mod twitch;
