@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
-use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
+use crate::pipeline::{Intake, OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
 use crate::source::twitch::{
     BackfillUrl, Normalizer, ReplayDoor, Roster, SetupError, Sights, Surroundings, Twitch, TwitchMetrics,
@@ -171,8 +171,7 @@ impl App {
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
         let status =
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
-        let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
-        let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
+        let replay = replay_door(path, &intake, &twitch_metrics, clock.clone());
         let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path(), &channels)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -276,6 +275,17 @@ impl App {
             None => Ok(self.tally()),
         }
     }
+}
+
+/// The way of captured lines into the path.
+fn replay_door(
+    path: &PathConfig,
+    intake: &Intake,
+    metrics: &Arc<TwitchMetrics>,
+    clock: Clock,
+) -> Arc<ReplayDoor> {
+    let normalizer = Normalizer::new(Origin::Replay, path.shared_chat(), Arc::clone(metrics));
+    Arc::new(ReplayDoor::new(intake.clone(), normalizer, clock))
 }
 
 /// Opens the source when what the stream holds is noted, so that nobody is met who is about to be known better.

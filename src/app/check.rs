@@ -213,7 +213,7 @@ fn medium(config: &AppConfig, there: &Path) -> Option<String> {
 
 async fn look_at_twitch(config: &AppConfig) -> Said {
     let twitch = &config.path.twitch;
-    if !twitch.enabled {
+    if !twitch.enabled || twitch.channels.is_empty() {
         return if twitch.channels.is_empty() {
             Said::warning("no channel is read; set TWITCH_CHANNELS")
         } else {
