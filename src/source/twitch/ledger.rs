@@ -297,7 +297,9 @@ mod tests {
     /// A ledger of two channels that are wanted as long as anybody can tell.
     fn of_two(note: Option<Note>) -> Ledger {
         let ledger = Ledger::new(note);
-        ["a", "b"].iter().for_each(|name| ledger.want(name, None, None));
+        for name in ["a", "b"] {
+            ledger.want(name, None, None);
+        }
         ledger.all_are_wanted();
         ledger
     }
@@ -430,7 +432,9 @@ mod tests {
         ledger.want("d", Some(at(0)), Some("c"));
         ledger.all_are_wanted();
         let mark = Arc::new(Mark::new(at(20)));
-        ["a", "b", "d"].iter().for_each(|name| ledger.heard(name, at(20), &mark));
+        for name in ["a", "b", "d"] {
+            ledger.heard(name, at(20), &mark);
+        }
         let expected = [gap("a", 1, 20, GapCause::Restart), gap("d", 3, 20, GapCause::Restart)];
         assert_eq!(taken(&ledger), expected);
         assert_eq!(ledger.to_note().0.channels.len(), 3);

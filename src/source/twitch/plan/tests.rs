@@ -19,7 +19,9 @@ struct World {
 impl World {
     fn new(channels: usize, rate: usize) -> Self {
         let mut plan = Plan::new(rate);
-        names(channels).iter().for_each(|name| plan.add(name, false));
+        for name in names(channels) {
+            plan.add(&name, false);
+        }
         Self { plan, last_id: 0, sent: Vec::new() }
     }
 
@@ -183,6 +185,63 @@ async fn a_connection_is_replaced_before_it_is_let_go() {
     world.plan.leaving(1);
     assert!(world.plan.confirmed(1, "c000") && world.plan.is_heard("c000") && !world.plan.is_replaced(1));
     assert_eq!(world.plan.ended(1, Instant::now()), ["c000"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn channels_come_and_go_and_no_answer_is_taken_for_anothers() {
+    let mut world = World::new(2, 20);
+    world.run(Duration::from_secs(1), AT_ONCE, |_| true).await;
+    let now = Instant::now();
+    assert_eq!(world.plan.remove("c000", now), [1]);
+    assert!(world.plan.remove("c000", now).is_empty() && world.plan.remove("elsewhere", now).is_empty());
+    assert!(!world.plan.confirmed(1, "c000") && !world.plan.parted(1, "c001x"));
+    // Put in again: not on the same connection before that one has answered.
+    world.plan.add("c000", false);
+    assert_eq!(world.plan.next_join(now, |_| 0), None);
+    assert!(!world.plan.confirmed(1, "c000"), "a late answer to the first JOIN");
+    assert!(!world.plan.parted(1, "c000"), "asked for");
+    assert_eq!(world.plan.next_join(now, |_| 0), Some((1, "c000".to_owned())));
+    // One that does not answer is not waited for without end; one that was never asked for is just gone.
+    assert_eq!(world.plan.remove("c000", now), [1]);
+    world.plan.add("c000", false);
+    let start = world.sent.len();
+    world.run(Duration::from_secs(20), AT_ONCE, |_| true).await;
+    assert_eq!((world.sent.len() - start, world.joined()), (1, 2));
+    world.plan.add("c002", false);
+    assert!(world.plan.remove("c002", Instant::now()).is_empty());
+    for name in names(2) {
+        world.plan.remove(&name, Instant::now());
+    }
+    assert!(world.plan.is_empty() && !world.plan.wants_connection());
+    assert_eq!(world.plan.surplus(), Some(1));
+    world.plan.leaving(1);
+    assert!(world.plan.surplus().is_none() && world.plan.is_replaced(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_not_needed_any_more_is_given_up() {
+    let mut world = World::new(100, 1_000);
+    world.run(Duration::from_secs(1), AT_ONCE, |_| true).await;
+    assert_eq!((world.connections(), world.plan.surplus()), (vec![1, 2], None));
+    for name in &names(100)[..40] {
+        world.plan.remove(name, Instant::now());
+    }
+    let surplus = world.plan.surplus().unwrap();
+    world.plan.leaving(surplus);
+    assert_eq!(world.joined(), 60, "nobody is lost by that");
+    world.run(Duration::from_secs(30), AT_ONCE, |_| true).await;
+    assert!(world.plan.is_replaced(surplus) && world.plan.ended(surplus, Instant::now()).is_empty());
+    assert_eq!((world.joined(), world.plan.surplus(), world.connections().len()), (60, None, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_room_under_the_login_is_left_and_named() {
+    let mut world = World::new(1, 20);
+    world.run(Duration::from_secs(1), AT_ONCE, |_| true).await;
+    assert!(world.plan.is_another(1, "c000", Instant::now()) && !world.plan.is_heard("c000"));
+    assert_eq!(state_of(&world.plan, "c000"), (ChannelState::Failed, Some(JoinFailure::OtherRoom)));
+    assert_eq!(world.plan.unanswered().collect::<Vec<_>>(), ["c000"]);
+    assert!(!world.plan.parted(1, "c000"));
 }
 
 /// Something that happens to the connections.
