@@ -2,7 +2,7 @@
 //! it was last seen under, so that a channel that is renamed is followed.
 //!
 //! Which room a login belongs to is known when Twitch has answered its JOIN. Until then the document is
-//! `channels/login:{login}`; any instance that hears the answer [moves](book) it. What changes is heard by a listener:
+//! `channels/login:{login}`; any instance that hears the answer moves it. What changes is heard by a listener:
 //! instances that share a store agree. The channels that `TWITCH_CHANNELS` names are wanted besides, and cannot be
 //! removed; of them there is a document too, once they are seen, so that a renamed one is found at the next start.
 
