@@ -35,7 +35,7 @@ use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
 
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
-pub use path::{Around, lay_path, open_bus, open_users};
+pub use path::{Around, People, lay_path, open_bus, open_people};
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -146,9 +146,9 @@ impl App {
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
-        let users = open_users(path, data_dir.path(), &bus, &registry, &clock)?;
+        let people = open_people(path, data_dir.path(), &bus, &registry, &clock)?;
         let mut tasks = Tasks::new();
-        let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
+        let around = Around::new(&bus, &people, &pipeline, &clock);
         let (intake, outbox, of_path) =
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
         let status =
@@ -162,8 +162,9 @@ impl App {
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
+            desk: people.desk(&bus, &clock),
             clock,
-            parts: Parts::new(parts(&status, of_path, users.as_ref())),
+            parts: Parts::new(parts(&status, of_path, people.users.as_ref())),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
             bus: Arc::clone(&bus),
@@ -174,16 +175,15 @@ impl App {
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
         hear_of(&*bus).await?;
-        hear_of_counting(users.as_ref()).await?;
+        hear_of_counting(people.users.as_ref()).await?;
         match source {
             Some(source) => {
                 let last_stored = |started| last_stored_before(bus, started);
                 let source = |stop| source.run(intake, last_stored, stop);
-                tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
+                tasks.spawn("twitch", when_caught_up(people.users.clone(), source, stop.subscribe()));
             }
             None => drop(intake),
         }
-        let grace = config.shutdown_grace;
         Ok(Self {
             address,
             tasks,
@@ -192,8 +192,8 @@ impl App {
             replay,
             pipeline,
             outbox,
-            users,
-            grace,
+            users: people.users,
+            grace: config.shutdown_grace,
             _data_dir: data_dir,
         })
     }
@@ -375,7 +375,7 @@ fn say_hello(config: &AppConfig, address: SocketAddr) {
     let (version, bus) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
     let store = match config.path.enrich.mode {
         EnrichMode::On => config.path.store.driver.to_string(),
-        EnrichMode::Off => "none".to_owned(),
+        EnrichMode::Off => format!("{} (enrichment off)", config.path.store.driver),
         EnrichMode::DryRun => format!("{} (dry run)", config.path.store.driver),
     };
     let port = address.port();

@@ -101,6 +101,8 @@ pub struct StreamInfo {
     pub duplicate_window: Duration,
     /// For how long it keeps a message; `None`: without end.
     pub max_age: Option<Duration>,
+    /// How many bytes it keeps; `None`: without end.
+    pub max_bytes: Option<u64>,
     /// Largest message it takes, headers included, in bytes.
     pub largest_message: usize,
 }

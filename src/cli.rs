@@ -6,6 +6,7 @@ mod replay;
 mod serve;
 pub mod simulate;
 mod tail;
+mod user;
 
 use std::num::NonZero;
 use std::process::ExitCode;
@@ -49,6 +50,9 @@ enum Command {
     /// Follow published envelopes
     #[command(after_help = AFTER_HELP)]
     Tail(Box<tail::TailArgs>),
+    /// Users: show, list, note, tag, ignore, forget
+    #[command(after_help = AFTER_HELP)]
+    User(Box<user::UserArgs>),
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
@@ -62,6 +66,9 @@ enum Failure {
     /// It ran, and something went wrong.
     #[error("{0}")]
     Failed(String),
+    /// What was typed makes no sense.
+    #[error("{0}")]
+    Usage(String),
     /// Something it needs is away.
     #[error("{0}")]
     Unavailable(String),
@@ -74,6 +81,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
+            Self::Usage(_) => 64,
             Self::Unavailable(_) => 69,
             Self::Configuration(_) => 78,
         }
@@ -153,6 +161,7 @@ fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
             Command::Serve(args) => serve::run(&args, environment).await,
             Command::Replay(args) => replay::run(&args, environment).await,
             Command::Tail(args) => tail::run(&args, environment).await,
+            Command::User(args) => user::run(&args, environment).await,
             Command::Probe(args) => probe::run(&args, environment).await,
             Command::Simulate(args) => simulate::run(*args, clock::system_milliseconds, asked_to_stop())
                 .await

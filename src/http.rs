@@ -11,6 +11,7 @@ mod problem;
 mod replay;
 mod request;
 mod stream;
+mod users;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,7 @@ use crate::settings::{self, Environment, Problems};
 use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
 use crate::tasks::Tasks;
+use crate::users::Desk;
 
 use connections::Limits;
 
@@ -147,6 +149,8 @@ pub struct Shown {
     pub twitch: Arc<TwitchStatus>,
     /// Events.
     pub pipeline: Arc<PipelineMetrics>,
+    /// Where operators look after users.
+    pub desk: Desk,
     /// What `/v1/stream` follows.
     pub bus: Arc<dyn Bus>,
     /// Every series.
@@ -203,6 +207,7 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/twitch", get(debug::twitch))
         .route("/_debug/config", get(debug::config))
         .route("/admin/replay", post(replay::replay))
+        .merge(users::routes())
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
     let streamed = Router::new()
         .route("/v1/stream", get(stream::stream).options(access::preflight))

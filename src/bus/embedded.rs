@@ -95,6 +95,7 @@ impl EmbeddedBus {
             identity: format!("embedded@{}", file.created_ns()),
             duplicate_window: bounds.duplicate_window,
             max_age: Some(bounds.max_age),
+            max_bytes: Some(bounds.max_bytes),
             largest_message: LARGEST_MESSAGE,
         };
         let (state, _) = watch::channel(BusState::Up);

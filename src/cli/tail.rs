@@ -233,6 +233,7 @@ impl Printer {
                 for_terminal(payload.from.as_deref().unwrap_or_default()),
                 for_terminal(payload.cause.as_deref().unwrap_or_default())
             ),
+            "internal.user.forgotten.v1" => "* a user is forgotten".to_owned(),
             _ => format!("* {} {text}", for_terminal(payload.system_text.as_deref().unwrap_or_default())),
         };
         let tags: Vec<_> = seen

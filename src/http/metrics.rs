@@ -31,6 +31,14 @@ label! {
         Page => "/",
         /// Captured lines.
         AdminReplay => "/admin/replay",
+        /// Users.
+        AdminUsers => "/admin/users",
+        /// A user.
+        AdminUser => "/admin/users/{key}",
+        /// Whether a user is ignored.
+        AdminUserIgnored => "/admin/users/{key}/ignored",
+        /// Whether a user is forgotten.
+        AdminUserForgotten => "/admin/users/{key}/forgotten",
         /// Everything else.
         Unmatched => "unmatched",
     }

@@ -257,7 +257,7 @@ fn of_user(draft: &Draft) -> Option<(&Event, &User, Kind)> {
     let kind = match event.kind {
         EventType::ChatMessage => Kind::Message,
         EventType::ChatNotice => Kind::Notice,
-        EventType::ChatModeration | EventType::SourceGap => return None,
+        EventType::ChatModeration | EventType::SourceGap | EventType::UserForgotten => return None,
     };
     Some((event, event.user.as_ref()?, kind))
 }

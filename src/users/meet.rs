@@ -113,8 +113,14 @@ impl Shared {
     /// Folds events as far as nothing stands in the way.
     fn enter(&self, visits: &[Visit<'_>], met: &mut Vec<Meeting>) -> Next {
         let is_away = self.circuit.is_open();
+        let barred = self.barred.now();
         let mut table = self.table();
         for visit in &visits[met.len()..] {
+            // Let in the moment before: it is nobody's.
+            if barred.is_forgotten(&visit.key) {
+                met.push(Meeting::Unmatched(UnmatchedReason::NoUser));
+                continue;
+            }
             let meeting = match table.enter(visit, is_away) {
                 Entered::Met(known) => {
                     self.metrics.first_messages.inc_by(u64::from(known.folded.tags.first_alltime));
@@ -165,10 +171,19 @@ impl Shared {
 
     /// Writes first sights and openings through. Whatever is not certain afterwards is read again.
     async fn write_openings(&self, visits: &[Visit<'_>], deadline: Instant) {
-        let openings = self.table().openings(visits.iter(), MOST_AT_ONCE);
+        let mut openings = self.table().openings(visits.iter(), MOST_AT_ONCE);
+        {
+            let barred = self.barred.now();
+            openings.retain(|opening| !barred.is_forgotten(&opening.key));
+        }
+        if openings.is_empty() {
+            return;
+        }
         let writes: Vec<_> = openings.iter().map(write).collect();
         let within = deadline.saturating_duration_since(Instant::now());
-        match self.store.write_many(writes, within).await {
+        let written = self.store.write_many(writes, within).await;
+        self.erase_forgotten_of(openings.iter().map(|opening| &opening.key));
+        match written {
             Ok(outcomes) => {
                 let mut table = self.table();
                 for (opening, outcome) in openings.into_iter().zip(outcomes) {

@@ -103,8 +103,13 @@ impl Shared {
                 }
             },
         };
+        // Nobody is counted who is not to be known.
+        self.barred.known().await;
         let follower = self.bus.follow(Start::Position(start + 1), Wanted::Headers).await?;
         if follower.identity != stream.identity {
+            return Ok(None);
+        }
+        if is_first_ever && !self.restore_forgotten().await? {
             return Ok(None);
         }
         // Said before anything is counted, so that nobody with another subject begins beside us.
@@ -158,10 +163,12 @@ impl Shared {
 
     fn note(&self, batch: &Batch) {
         let now = self.clock.now();
+        let barred = self.barred.now();
         let mut table = self.table();
         for stored in &batch.messages {
             if let Some(id) = stored.id
                 && let Some((key, seen)) = counted(&stored.kind, id, stored.by_user.as_ref())
+                && !barred.is_forgotten(key)
                 && (table.holds(key) || id::user_of_key(key).is_some())
             {
                 table.note(key, seen, stored.position, now);
@@ -174,6 +181,7 @@ impl Shared {
         self.metrics.lag.set(gauge(batch.behind));
         self.show(&mut table);
         drop(table);
+        drop(barred);
         self.changed.notify_one();
     }
 

@@ -29,3 +29,4 @@ mod stream;
 mod structure;
 mod tls;
 mod twitch;
+mod users;

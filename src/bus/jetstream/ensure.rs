@@ -27,6 +27,7 @@ pub(super) struct Attached {
     pub(super) identity: String,
     pub(super) duplicate_window: Duration,
     pub(super) max_age: Option<Duration>,
+    pub(super) max_bytes: Option<u64>,
     /// The stream's own limit, if it has one.
     pub(super) largest_message: Option<usize>,
     pub(super) owner: Owner,
@@ -160,6 +161,7 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
         identity: format!("{name}@{}", info.created.unix_timestamp_nanos()),
         duplicate_window: config.duplicate_window,
         max_age: Some(config.max_age).filter(|age| !age.is_zero()),
+        max_bytes: u64::try_from(config.max_bytes).ok().filter(|most| *most > 0),
         largest_message: usize::try_from(config.max_message_size).ok().filter(|most| *most > 0),
         owner: if config.description.as_deref() == Some(DESCRIPTION) { Owner::Inlet } else { Owner::Other },
     })
