@@ -25,7 +25,7 @@ pub(super) async fn ready(Extract(server): State) -> (StatusCode, Json<Value>) {
 
 pub(super) async fn health(Extract(server): State) -> (StatusCode, Json<Value>) {
     let shown = &server.shown;
-    let is_ok = shown.parts.waiting_for().is_empty() && !*shown.draining.borrow();
+    let is_ok = !shown.parts.is_degraded() && !*shown.draining.borrow();
     let takes_nothing = *shown.draining.borrow();
     let body = json!({
         "status": if is_ok { "ok" } else { "degraded" },

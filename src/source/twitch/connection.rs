@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::credentials::Account;
 use super::dial::{Transport, dial};
 use super::fleet::Shared;
 use super::ledger::Mark;
@@ -136,6 +137,8 @@ struct Session<'a> {
     connection: &'a mut Connection,
     socket: Box<dyn Transport>,
     lines: Lines,
+    /// `None`: anonymous.
+    account: Option<Account>,
     nick: String,
     is_logged_in: bool,
     last_heard: Instant,
@@ -157,7 +160,8 @@ impl Connection {
     }
 
     async fn talk(&mut self, socket: Box<dyn Transport>, stop: watch::Receiver<bool>) -> End {
-        let nick = match &self.shared.config.account {
+        let account = self.shared.credentials.account();
+        let nick = match &account {
             Some(account) => account.username.clone(),
             None => format!("justinfan{}", fastrand::u32(10_000..100_000)),
         };
@@ -165,6 +169,7 @@ impl Connection {
             connection: self,
             socket,
             lines: Lines::new(),
+            account,
             nick,
             is_logged_in: false,
             last_heard: Instant::now(),
@@ -218,7 +223,7 @@ impl Session<'_> {
     }
 
     async fn log_in(&mut self) -> Result<(), End> {
-        let pass = match &self.connection.shared.config.account {
+        let pass = match &self.account {
             Some(account) => format!("PASS oauth:{}\r\n", account.token.expose()),
             None => String::new(),
         };
@@ -303,6 +308,9 @@ impl Session<'_> {
             "PONG" if params.last().is_some_and(|token| token == LAST) => return Err(End::Replaced),
             "001" => {
                 self.is_logged_in = true;
+                if let Some(account) = &self.account {
+                    self.connection.shared.credentials.accepted(&account.token);
+                }
                 tracing::info!(account = self.nick, connection = self.connection.id, "connected to Twitch");
                 self.connection.report(What::LoggedIn { nick: self.nick.clone() }).await;
             }
@@ -325,7 +333,12 @@ impl Session<'_> {
             Some("msg_banned") => JoinFailure::Banned,
             Some("msg_channel_suspended") => JoinFailure::Suspended,
             // A refused login has no id; before the welcome nothing else is said this way.
-            None if !self.is_logged_in => return Err(End::LoginRefused(text.to_owned())),
+            None if !self.is_logged_in => {
+                if let Some(account) = &self.account {
+                    self.connection.shared.credentials.refused(&account.token);
+                }
+                return Err(End::LoginRefused(text.to_owned()));
+            }
             _ => return Ok(()),
         };
         self.connection.report(What::Refused { channel: channel.to_owned(), why }).await;
