@@ -1,5 +1,5 @@
-//! Documents: what is known of users, and a few small notes of Inlet's own; and what every implementation of a
-//! store promises.
+//! Documents: what is known of users, what operators decide, and a few small notes of Inlet's own; and what every
+//! implementation of a store promises.
 //!
 //! A store knows nothing of sessions or counts. It reads documents, each with the version it was read at, and
 //! writes named fields of documents under a condition: so no write is blind, and whatever else stands in a
@@ -34,7 +34,8 @@ pub type Fields = Map<String, Value>;
 /// A store of documents.
 pub trait DocumentStore: Send + Sync {
     /// Reads documents, in the order of `names`; `None` for one that does not exist. All of them or an error: a
-    /// document that could not be read is never reported as missing.
+    /// document that could not be read is never reported as missing. One whose bytes are damaged has
+    /// [`document::damaged`] fields, so that it spoils nothing but itself.
     fn get_many<'a>(&'a self, names: &'a [Name]) -> BoxFuture<'a, Result<Vec<Option<Document>>, StoreError>>;
 
     /// Writes documents, each on its own: outcomes come in the order of `writes`. No document may be in it twice.
@@ -45,14 +46,30 @@ pub trait DocumentStore: Send + Sync {
         writes: Vec<Write>,
     ) -> BoxFuture<'_, Result<Vec<Result<Version, WriteRefusal>>, StoreError>>;
 
+    /// At most `limit` documents of a collection, in the order of their ids (by bytes), those behind `after`.
+    fn list(
+        &self,
+        collection: Collection,
+        after: Option<Arc<str>>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(Name, Document)>, StoreError>>;
+
     /// Users whose `operatorUpdatedAt` is later than `since`: those that there are, then every change, until an
     /// error ends it. Nothing that is written after this was answered is missed; a document may come again, also
     /// for another change than an operator's.
     fn edits(&self, since: Timestamp) -> BoxFuture<'_, Result<Edits, StoreError>>;
+
+    /// A small collection as a whole: the first batch is all there is, also when there is nothing; then come changes,
+    /// until an error ends it. Whoever follows again takes the first batch for the whole truth. A document may come
+    /// again unchanged. Not for users.
+    fn follow(&self, collection: Collection) -> BoxFuture<'_, Result<Changes, StoreError>>;
 }
 
 /// What operators change, as it comes.
 pub type Edits = BoxStream<'static, Result<Vec<(Name, Document)>, StoreError>>;
+
+/// What changes in a collection, as it comes; `None` for a document that is gone.
+pub type Changes = BoxStream<'static, Result<Vec<(Name, Option<Document>)>, StoreError>>;
 
 /// A document's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,20 +99,32 @@ impl fmt::Display for Name {
 }
 
 /// The collections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Collection {
     /// Users.
     Users,
     /// Inlet's own notes: how far each stream is counted.
     Inlet,
+    /// Channels that operators added, by room id.
+    Channels,
+    /// Users who are not to be known: ignored or forgotten. Ids are those of [`Collection::Users`].
+    Barred,
+    /// What operators did.
+    Audit,
+    /// One that a setting names.
+    Other(Arc<str>),
 }
 
 impl Collection {
     /// Its name in every store.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Users => "users",
             Self::Inlet => "inlet",
+            Self::Channels => "channels",
+            Self::Barred => "barred",
+            Self::Audit => "audit",
+            Self::Other(name) => name,
         }
     }
 }
@@ -118,8 +147,8 @@ pub struct Document {
 pub struct Write {
     /// Which.
     pub name: Name,
-    /// The fields to set; no other is touched.
-    pub fields: Fields,
+    /// What to do with it.
+    pub change: Change,
     /// When to.
     pub condition: Condition,
 }
@@ -127,8 +156,24 @@ pub struct Write {
 impl Write {
     /// A write over what was read: a document at this version, or `None` where there was none.
     pub fn over(name: Name, version: Option<Version>, fields: Fields) -> Self {
-        Self { name, fields, condition: version.map_or(Condition::Absent, Condition::At) }
+        let condition = version.map_or(Condition::Absent, Condition::At);
+        Self { name, change: Change::Set(fields), condition }
     }
+
+    /// Sets these fields whatever is there.
+    pub fn set(name: Name, fields: Fields) -> Self {
+        Self { name, change: Change::Set(fields), condition: Condition::Always }
+    }
+}
+
+/// What a write does.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Sets these fields; no other is touched.
+    Set(Fields),
+    /// Deletes the document; where there is none, and the condition does not ask for one, that is done already. The
+    /// version it is answered with is of no document.
+    Delete,
 }
 
 /// What must be so for a write to be done.
@@ -138,7 +183,7 @@ pub enum Condition {
     Absent,
     /// It is as it was read.
     At(Version),
-    /// None: an operator's edit, which names the operator's fields alone.
+    /// None: for fields that nobody else writes, as an operator's.
     Always,
 }
 

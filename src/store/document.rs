@@ -38,6 +38,12 @@ pub fn is_time(field: &str) -> bool {
     TIMES.contains(&field)
 }
 
+/// The fields of a document whose bytes are damaged: one that nobody can read, so that whoever reads it finds and
+/// counts a bad value.
+pub fn damaged() -> Fields {
+    Fields::from_iter([("applied".to_owned(), json!({ "unsupported": "damaged" }))])
+}
+
 /// A user as the store has it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct User {

@@ -9,15 +9,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, StreamExt as _, stream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    Collection, Document, DocumentStore, Edits, Fields, Name, StoreError, Version, Write, WriteRefusal,
-    document,
+    Change, Changes, Collection, Document, DocumentStore, Edits, Fields, Name, StoreError, Version, Write,
+    WriteRefusal, document,
 };
 use crate::data_dir;
 use crate::redb_file::FileError;
@@ -33,8 +33,8 @@ const WAITING_CALLS: usize = 256;
 /// Documents in one commit, about: a group is closed when it has as many.
 const LARGEST_COMMIT: usize = 10_000;
 
-/// Edits that a follower may lag behind before it has to follow again.
-const EDITS_KEPT: usize = 1024;
+/// Changes that a follower may lag behind before it has to follow again.
+const CHANGES_KEPT: usize = 1024;
 
 /// Why the file cannot be used.
 #[derive(Debug, Error)]
@@ -42,12 +42,6 @@ pub enum EmbeddedStoreError {
     /// The file cannot be opened, read or written; or it is of a later version of Inlet.
     #[error("the embedded store {0}")]
     File(#[from] FileError),
-    /// A document is not what was written.
-    #[error("the embedded store is damaged at {name}")]
-    Damaged {
-        /// The document.
-        name: String,
-    },
     /// The folder cannot be made.
     #[error("the data folder cannot be used")]
     Folder(#[source] std::io::Error),
@@ -65,7 +59,7 @@ impl EmbeddedStoreError {
         match self {
             Self::File(error) => error.is_transient(),
             Self::Ended => true,
-            Self::Damaged { .. } | Self::Folder(_) | Self::Writer(_) => false,
+            Self::Folder(_) | Self::Writer(_) => false,
         }
     }
 }
@@ -75,7 +69,6 @@ impl From<&EmbeddedStoreError> for StoreError {
         let message = with_causes(error);
         match error {
             _ if error.is_transient() => Self::Away(message),
-            EmbeddedStoreError::Damaged { .. } => Self::Refused { code: "DAMAGED", message },
             _ => Self::Refused { code: "UNREADABLE", message },
         }
     }
@@ -85,8 +78,11 @@ impl From<&EmbeddedStoreError> for StoreError {
 pub struct EmbeddedStore {
     file: Arc<StoreFile>,
     writer: mpsc::Sender<Call>,
-    edits: broadcast::Sender<Arc<(Name, Document)>>,
+    changes: broadcast::Sender<Arc<Changed>>,
 }
+
+/// A document that was written, or `None` where it was deleted.
+type Changed = (Name, Option<Document>);
 
 /// Outcomes in the order of the writes, or why there are none.
 type Answer = Result<Vec<Result<Version, WriteRefusal>>, StoreError>;
@@ -102,14 +98,14 @@ impl EmbeddedStore {
         data_dir::make(folder).map_err(EmbeddedStoreError::Folder)?;
         let file = Arc::new(StoreFile::open(&folder.join(FILE_NAME))?);
         let (writer, calls) = mpsc::channel(WAITING_CALLS);
-        let (edits, _) = broadcast::channel(EDITS_KEPT);
-        let thread = Writer { file: Arc::clone(&file), calls, edits: edits.clone() };
+        let (changes, _) = broadcast::channel(CHANGES_KEPT);
+        let thread = Writer { file: Arc::clone(&file), calls, changes: changes.clone() };
         // A thread of its own: a commit waits for the disk. It ends when the store is gone.
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || thread.run())
             .map_err(EmbeddedStoreError::Writer)?;
-        Ok(Self { file, writer, edits })
+        Ok(Self { file, writer, changes })
     }
 }
 
@@ -129,17 +125,43 @@ impl DocumentStore for EmbeddedStore {
         .boxed()
     }
 
+    fn list(
+        &self,
+        collection: Collection,
+        after: Option<Arc<str>>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(Name, Document)>, StoreError>> {
+        read(Arc::clone(&self.file), move |file| file.list(&collection, after.as_deref(), limit)).boxed()
+    }
+
     fn edits(&self, since: Timestamp) -> BoxFuture<'_, Result<Edits, StoreError>> {
         let file = Arc::clone(&self.file);
         // Before what is stored is read, so that nothing falls between the two.
-        let changes = self.edits.subscribe();
+        let changes = self.changes.subscribe();
         async move {
             let stored = read(file, move |file| {
-                file.find(Collection::Users, document::EDITED_AT, |fields| is_edited_after(fields, since))
+                file.find(&Collection::Users, document::EDITED_AT, |fields| is_edited_after(fields, since))
             })
             .await?;
-            let changes = stream::unfold(Some(changes), move |changes| next_edit(changes, since));
-            Ok(stream::once(async { Ok(stored) }).chain(changes).boxed())
+            let wanted = move |(name, document): &Changed| {
+                let document = document.as_ref().filter(|found| is_edited_after(&found.fields, since))?;
+                (name.collection == Collection::Users).then(|| (name.clone(), document.clone()))
+            };
+            Ok(stream::once(async { Ok(stored) }).chain(following(changes, wanted)).boxed())
+        }
+        .boxed()
+    }
+
+    fn follow(&self, collection: Collection) -> BoxFuture<'_, Result<Changes, StoreError>> {
+        let file = Arc::clone(&self.file);
+        let changes = self.changes.subscribe();
+        async move {
+            let whole = collection.clone();
+            let stored = read(file, move |file| file.list(&whole, None, usize::MAX)).await?;
+            let stored = stored.into_iter().map(|(name, document)| (name, Some(document))).collect();
+            let wanted =
+                move |changed: &Changed| (changed.0.collection == collection).then(|| changed.clone());
+            Ok(stream::once(async { Ok(stored) }).chain(following(changes, wanted)).boxed())
         }
         .boxed()
     }
@@ -158,31 +180,34 @@ fn is_edited_after(fields: &Fields, since: Timestamp) -> bool {
     document::read_edited_at(fields).is_some_and(|at| at > since)
 }
 
-type Changes = broadcast::Receiver<Arc<(Name, Document)>>;
-
-/// `None` is what is left after an error.
-async fn next_edit(
-    changes: Option<Changes>,
-    since: Timestamp,
-) -> Option<(Result<Vec<(Name, Document)>, StoreError>, Option<Changes>)> {
-    let mut changes = changes?;
-    loop {
-        return match changes.recv().await {
-            Ok(edit) if !is_edited_after(&edit.1.fields, since) => continue,
-            Ok(edit) => Some((Ok(vec![Arc::unwrap_or_clone(edit)]), Some(changes))),
-            Err(RecvError::Lagged(missed)) => Some((
-                Err(StoreError::Away(format!("{missed} edits came faster than they were taken"))),
-                None,
-            )),
-            Err(RecvError::Closed) => Some((Err(StoreError::from(&EmbeddedStoreError::Ended)), None)),
-        };
-    }
+/// What is `wanted` of the changes, until an error.
+fn following<T: Send + 'static>(
+    changes: broadcast::Receiver<Arc<Changed>>,
+    wanted: impl Fn(&Changed) -> Option<T> + Send + 'static,
+) -> impl Stream<Item = Result<Vec<T>, StoreError>> + Send {
+    stream::unfold((Some(changes), wanted), async |(changes, wanted)| {
+        // `None` is what is left after an error.
+        let mut changes = changes?;
+        loop {
+            let error = match changes.recv().await {
+                Ok(change) => match wanted(&change) {
+                    Some(found) => return Some((Ok(vec![found]), (Some(changes), wanted))),
+                    None => continue,
+                },
+                Err(RecvError::Lagged(missed)) => {
+                    StoreError::Away(format!("{missed} changes came faster than they were taken"))
+                }
+                Err(RecvError::Closed) => StoreError::from(&EmbeddedStoreError::Ended),
+            };
+            return Some((Err(error), (None, wanted)));
+        }
+    })
 }
 
 struct Writer {
     file: Arc<StoreFile>,
     calls: mpsc::Receiver<Call>,
-    edits: broadcast::Sender<Arc<(Name, Document)>>,
+    changes: broadcast::Sender<Arc<Changed>>,
 }
 
 impl Writer {
@@ -221,18 +246,22 @@ impl Writer {
     }
 
     fn settle(&self, write: &Write, outcome: Outcome) -> Result<Version, WriteRefusal> {
-        match outcome {
-            Outcome::Conflict => Err(WriteRefusal::Conflict),
-            Outcome::Written(document) => {
-                let version = document.version;
-                if write.name.collection == Collection::Users
-                    && write.fields.contains_key(document::EDITED_AT)
-                {
-                    // An error says that nobody follows.
-                    drop(self.edits.send(Arc::new((write.name.clone(), document))));
-                }
-                Ok(version)
+        let (version, document) = match outcome {
+            Outcome::Conflict => return Err(WriteRefusal::Conflict),
+            Outcome::Written(document) => (document.version, Some(document)),
+            Outcome::Deleted => (Version(0), None),
+        };
+        // Of users there are too many for anybody to follow: operators' edits alone are told.
+        let is_told = match &write.change {
+            Change::Set(fields) => {
+                write.name.collection != Collection::Users || fields.contains_key(document::EDITED_AT)
             }
+            Change::Delete => true,
+        };
+        if is_told {
+            // An error says that nobody follows.
+            drop(self.changes.send(Arc::new((write.name.clone(), document))));
         }
+        Ok(version)
     }
 }

@@ -10,6 +10,7 @@
 
 mod connection;
 mod listen;
+mod query;
 mod value;
 
 use std::collections::HashMap;
@@ -18,8 +19,11 @@ use std::sync::Arc;
 use clap::Args;
 use firestore::gcloud_sdk::google::firestore::v1::batch_get_documents_response::Result as Found;
 use firestore::gcloud_sdk::google::firestore::v1::precondition::ConditionType;
+use firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
+use firestore::gcloud_sdk::google::firestore::v1::write::Operation;
 use firestore::gcloud_sdk::google::firestore::v1::{
-    self as wire, BatchGetDocumentsRequest, BatchWriteRequest,
+    self as wire, BatchGetDocumentsRequest, BatchWriteRequest, RunQueryRequest, StructuredQuery,
+    run_query_request,
 };
 use firestore::gcloud_sdk::tonic::Code;
 use futures_util::future::BoxFuture;
@@ -27,7 +31,10 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Condition, Document, DocumentStore, Edits, Name, StoreError, Version, Write, WriteRefusal};
+use super::{
+    Change, Changes, Collection, Condition, Document, DocumentStore, Edits, Name, StoreError, Version, Write,
+    WriteRefusal,
+};
 use crate::secret::without_user_info;
 use crate::settings::{Environment, Problems};
 use connection::{Connection, away, refusal};
@@ -179,6 +186,44 @@ impl FirestoreStore {
         Ok(read)
     }
 
+    async fn list_chunk(
+        &self,
+        collection: Collection,
+        after: Option<Arc<str>>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Document)>, StoreError> {
+        let (parent, id) = self.connection.place_of(&collection);
+        let start_at = after.map(|id| {
+            let name = self.connection.path_of(&Name { collection: collection.clone(), id });
+            let value = wire::Value { value_type: Some(ValueType::ReferenceValue(name)) };
+            wire::Cursor { values: vec![value], before: false }
+        });
+        let query = StructuredQuery {
+            start_at,
+            limit: Some(i32::try_from(limit).unwrap_or(i32::MAX)),
+            ..query::all_of(id)
+        };
+        let request = RunQueryRequest {
+            parent,
+            query_type: Some(run_query_request::QueryType::StructuredQuery(query)),
+            ..Default::default()
+        };
+        let mut answers = self
+            .connection
+            .call(request, async |mut client, request| client.run_query(request).await)
+            .await?
+            .into_inner();
+        let mut found = Vec::new();
+        while let Some(answer) = answers.message().await.map_err(|status| refusal(&status))? {
+            // Sent by itself with how far the query has come.
+            let Some(document) = answer.document else { continue };
+            if let Some(name) = self.connection.name_in(&collection, &document.name) {
+                found.push((name, value::to_document(document.fields, document.update_time)?));
+            }
+        }
+        Ok(found)
+    }
+
     /// Outcomes in the order of the writes. Firestore refuses a request as a whole, with nothing of it done, for one
     /// document that it never takes (one too large, say); then each goes by itself, or that one would stand in the
     /// way of its neighbours for good.
@@ -219,6 +264,7 @@ impl FirestoreStore {
         let outcomes = answer.status.iter().zip(&answer.write_results).zip(writes);
         Ok(outcomes
             .map(|((status, result), write)| match (Code::from_i32(status.code), write.condition) {
+                (Code::Ok, _) if matches!(write.change, Change::Delete) => Ok(Version(0)),
                 (Code::Ok, _) => value::to_version(result.update_time).map_err(WriteRefusal::Failed),
                 // Deleted, or written by somebody else. An aborted write proves neither: that is contention.
                 (Code::AlreadyExists, Condition::Absent)
@@ -236,16 +282,20 @@ impl FirestoreStore {
             Condition::At(version) => Some(ConditionType::UpdateTime(value::from_version(version))),
             Condition::Always => None,
         };
-        let (fields, field_paths) = value::from_fields(&write.fields);
+        let name = self.connection.path_of(&write.name);
+        let (update_mask, operation) = match &write.change {
+            Change::Delete => (None, Operation::Delete(name)),
+            Change::Set(fields) => {
+                let (fields, field_paths) = value::from_fields(fields);
+                let document = wire::Document { name, fields, ..Default::default() };
+                (Some(wire::DocumentMask { field_paths }), Operation::Update(document))
+            }
+        };
         wire::Write {
-            update_mask: Some(wire::DocumentMask { field_paths }),
+            update_mask,
             current_document: condition
                 .map(|condition| wire::Precondition { condition_type: Some(condition) }),
-            operation: Some(wire::write::Operation::Update(wire::Document {
-                name: self.connection.path_of(&write.name),
-                fields,
-                ..Default::default()
-            })),
+            operation: Some(operation),
             ..Default::default()
         }
     }
@@ -288,7 +338,20 @@ impl DocumentStore for FirestoreStore {
         .boxed()
     }
 
+    fn list(
+        &self,
+        collection: Collection,
+        after: Option<Arc<str>>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(Name, Document)>, StoreError>> {
+        self.list_chunk(collection, after, limit).boxed()
+    }
+
     fn edits(&self, since: Timestamp) -> BoxFuture<'_, Result<Edits, StoreError>> {
-        listen::follow(Arc::clone(&self.connection), since).boxed()
+        listen::edits(Arc::clone(&self.connection), since).boxed()
+    }
+
+    fn follow(&self, collection: Collection) -> BoxFuture<'_, Result<Changes, StoreError>> {
+        listen::follow(Arc::clone(&self.connection), collection).boxed()
     }
 }

@@ -8,7 +8,10 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use prometheus::{Histogram, IntCounter, Registry};
 
-use super::{Document, DocumentStore, Edits, Name, StoreError, Version, Write, WriteRefusal, in_time};
+use super::{
+    Changes, Collection, Document, DocumentStore, Edits, Name, StoreError, Version, Write, WriteRefusal,
+    in_time,
+};
 use crate::label;
 use crate::telemetry::metrics::{CountersBy, Label as _, Register};
 
@@ -19,7 +22,9 @@ label! {
         Get => "get",
         /// Write documents.
         Write => "write",
-        /// Follow what operators change.
+        /// List a collection.
+        List => "list",
+        /// Follow what others change.
         Listen => "listen",
     }
 }
@@ -91,6 +96,14 @@ impl StoreMetrics {
     fn count<T>(&self, op: StoreOp, began: Instant, answer: &Result<T, StoreError>) {
         self.duration[op.index()].observe(began.elapsed().as_secs_f64());
         self.count_result(op, answer.as_ref().err());
+    }
+
+    /// What a listener brought.
+    fn count_batch<T>(&self, batch: &Result<Vec<T>, StoreError>) {
+        match batch {
+            Ok(batch) => add(&self.documents_read, batch.len()),
+            Err(error) => self.count_result(StoreOp::Listen, Some(error)),
+        }
     }
 
     fn count_result(&self, op: StoreOp, error: Option<&StoreError>) {
@@ -165,16 +178,53 @@ impl Store {
         self.metrics.count_result(StoreOp::Write, failed);
     }
 
+    /// One document, within a time.
+    pub async fn get(&self, name: &Name, within: Duration) -> Result<Option<Document>, StoreError> {
+        Ok(self.get_many(std::slice::from_ref(name), within).await?.pop().flatten())
+    }
+
+    /// Writes one document, within a time. After that time it is unknown whether it was written.
+    pub async fn write(&self, write: Write, within: Duration) -> Result<Version, WriteRefusal> {
+        let outcomes = self.write_many(vec![write], within).await.map_err(WriteRefusal::Failed)?;
+        let missing = || WriteRefusal::Failed(StoreError::Away("it answered without an outcome".to_owned()));
+        outcomes.into_iter().next().unwrap_or_else(|| Err(missing()))
+    }
+
+    /// As [`DocumentStore::list`], within a time.
+    pub async fn list(
+        &self,
+        collection: Collection,
+        after: Option<Arc<str>>,
+        limit: usize,
+        within: Duration,
+    ) -> Result<Vec<(Name, Document)>, StoreError> {
+        let began = Instant::now();
+        let answer = in_time(within, self.documents.list(collection, after, limit)).await;
+        self.metrics.count(StoreOp::List, began, &answer);
+        if let Ok(found) = &answer {
+            // An empty answer is billed as one.
+            add(&self.metrics.documents_read, found.len().max(1));
+        }
+        answer
+    }
+
     /// As [`DocumentStore::edits`].
     pub async fn edits(&self, since: Timestamp) -> Result<Edits, StoreError> {
         let began = Instant::now();
         let answer = self.documents.edits(since).await;
         self.metrics.count(StoreOp::Listen, began, &answer);
         let metrics = Arc::clone(&self.metrics);
-        let counted = answer?.inspect(move |batch| match batch {
-            Ok(batch) => add(&metrics.documents_read, batch.len()),
-            Err(error) => metrics.count_result(StoreOp::Listen, Some(error)),
-        });
+        let counted = answer?.inspect(move |batch| metrics.count_batch(batch));
+        Ok(counted.boxed())
+    }
+
+    /// As [`DocumentStore::follow`].
+    pub async fn follow(&self, collection: Collection) -> Result<Changes, StoreError> {
+        let began = Instant::now();
+        let answer = self.documents.follow(collection).await;
+        self.metrics.count(StoreOp::Listen, began, &answer);
+        let metrics = Arc::clone(&self.metrics);
+        let counted = answer?.inspect(move |batch| metrics.count_batch(batch));
         Ok(counted.boxed())
     }
 }

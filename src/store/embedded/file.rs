@@ -2,16 +2,21 @@
 
 use std::path::Path;
 
+use std::ops::Bound;
+
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use serde_json::Value;
 
 use super::EmbeddedStoreError;
 use crate::redb_file::{FileError, NUMBERS, RedbFile};
-use crate::store::{Condition, Document, Fields, Name, Version, Write};
+use crate::store::{Change, Collection, Condition, Document, Fields, Name, Version, Write, document};
 
 /// `collection/id` to a version (eight bytes, little endian), a checksum (four) and the fields as JSON. Documents of
 /// format 1 have no checksum; their version has not [`HAS_CHECKSUM`].
 const DOCUMENTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("documents");
+
+/// The bytes of damaged documents that were written over, by the same names: a person may yet read them.
+const DAMAGED: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("damaged");
 
 /// Of this layout. A file with a higher one is left alone.
 const FORMAT: u64 = 2;
@@ -24,6 +29,7 @@ pub(super) struct StoreFile(RedbFile);
 /// What became of one write.
 pub(super) enum Outcome {
     Written(Document),
+    Deleted,
     Conflict,
 }
 
@@ -43,7 +49,7 @@ impl StoreFile {
             let documents = documents(database)?;
             let one = |name: &Name| match documents.get(key(name).as_str()).map_err(FileError::read)? {
                 None => Ok(None),
-                Some(bytes) => decode(name, bytes.value()).map(Some),
+                Some(bytes) => Ok(Some(read(name, bytes.value()))),
             };
             names.iter().map(one).collect()
         })
@@ -52,7 +58,7 @@ impl StoreFile {
     /// All documents of the collection whose bytes hold `needle` and that `wanted` takes.
     pub(super) fn find(
         &self,
-        collection: crate::store::Collection,
+        collection: &Collection,
         needle: &str,
         wanted: impl Fn(&Fields) -> bool,
     ) -> Result<Vec<(Name, Document)>, EmbeddedStoreError> {
@@ -68,11 +74,35 @@ impl StoreFile {
                 if needle.find(bytes.value()).is_none() {
                     continue;
                 }
-                let name = Name { collection, id: id.into() };
-                let document = decode(&name, bytes.value())?;
+                let name = Name { collection: collection.clone(), id: id.into() };
+                let document = read(&name, bytes.value());
                 if wanted(&document.fields) {
                     found.push((name, document));
                 }
+            }
+            Ok(found)
+        })
+    }
+
+    /// At most `limit` documents of the collection, behind `after`.
+    pub(super) fn list(
+        &self,
+        collection: &Collection,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Document)>, EmbeddedStoreError> {
+        let prefix = format!("{}/", collection.as_str());
+        let start = format!("{prefix}{}", after.unwrap_or_default());
+        self.0.with(|database| {
+            let documents = documents(database)?;
+            let mut found = Vec::new();
+            let range = (Bound::Excluded(start.as_str()), Bound::Unbounded);
+            for entry in documents.range::<&str>(range).map_err(FileError::read)?.take(limit) {
+                let (key, bytes) = entry.map_err(FileError::read)?;
+                let Some(id) = key.value().strip_prefix(&prefix) else { break };
+                let name = Name { collection: collection.clone(), id: id.into() };
+                let document = read(&name, bytes.value());
+                found.push((name, document));
             }
             Ok(found)
         })
@@ -90,11 +120,12 @@ fn commit(database: &Database, writes: &[Write]) -> Result<Vec<Outcome>, Embedde
     let mut outcomes = Vec::with_capacity(writes.len());
     {
         let mut documents = writing.open_table(DOCUMENTS).map_err(FileError::write)?;
+        let mut damaged = writing.open_table(DAMAGED).map_err(FileError::write)?;
         let mut numbers = writing.open_table(NUMBERS).map_err(FileError::write)?;
         let mut version = numbers.get("version").map_err(FileError::read)?.map_or(0, |number| number.value());
         for write in writes {
-            let outcome = apply(&mut documents, write, Version(version + 1))?;
-            version += u64::from(matches!(outcome, Outcome::Written(_)));
+            let outcome = apply(&mut documents, &mut damaged, write, Version(version + 1))?;
+            version += u64::from(!matches!(outcome, Outcome::Conflict));
             outcomes.push(outcome);
         }
         numbers.insert("version", version).map_err(FileError::write)?;
@@ -105,13 +136,20 @@ fn commit(database: &Database, writes: &[Write]) -> Result<Vec<Outcome>, Embedde
 
 fn apply(
     documents: &mut Table<'_, &'static str, &'static [u8]>,
+    damaged: &mut Table<'_, &'static str, &'static [u8]>,
     write: &Write,
     version: Version,
 ) -> Result<Outcome, EmbeddedStoreError> {
     let key = key(&write.name);
     let before = match documents.get(key.as_str()).map_err(FileError::read)? {
         None => None,
-        Some(bytes) => Some(decode(&write.name, bytes.value())?),
+        Some(bytes) => match decode(&write.name, bytes.value()) {
+            Ok(document) => Some(document),
+            Err(Damaged { version }) => {
+                damaged.insert(key.as_str(), bytes.value()).map_err(FileError::write)?;
+                Some(Document { fields: Fields::new(), version })
+            }
+        },
     };
     let fields = match (write.condition, before) {
         (Condition::Absent | Condition::Always, None) => Fields::new(),
@@ -119,7 +157,11 @@ fn apply(
         (Condition::At(version), Some(before)) if before.version == version => before.fields,
         (Condition::Absent | Condition::At(_), _) => return Ok(Outcome::Conflict),
     };
-    let document = Document { fields: merged(fields, &write.fields), version };
+    let Change::Set(changes) = &write.change else {
+        documents.remove(key.as_str()).map_err(FileError::write)?;
+        return Ok(Outcome::Deleted);
+    };
+    let document = Document { fields: merged(fields, changes), version };
     documents.insert(key.as_str(), encode(&write.name, &document).as_slice()).map_err(FileError::write)?;
     Ok(Outcome::Written(document))
 }
@@ -158,10 +200,24 @@ fn encode(name: &Name, document: &Document) -> Vec<u8> {
     [&version[..], &checksum(name, version, &fields).to_le_bytes(), &fields].concat()
 }
 
-fn decode(name: &Name, bytes: &[u8]) -> Result<Document, EmbeddedStoreError> {
-    let damaged = || EmbeddedStoreError::Damaged { name: name.to_string() };
-    let (version, mut fields) = bytes.split_first_chunk().ok_or_else(damaged)?;
+/// Not what was written; the version is what its bytes say.
+#[derive(Debug)]
+struct Damaged {
+    version: Version,
+}
+
+/// The document, or in the place of a damaged one what says so.
+fn read(name: &Name, bytes: &[u8]) -> Document {
+    decode(name, bytes).unwrap_or_else(|Damaged { version }| {
+        tracing::error!(document = %name, "a document of the embedded store is damaged; it is taken as empty");
+        Document { fields: document::damaged(), version }
+    })
+}
+
+fn decode(name: &Name, bytes: &[u8]) -> Result<Document, Damaged> {
+    let (version, mut fields) = bytes.split_first_chunk().ok_or(Damaged { version: Version(0) })?;
     let number = u64::from_le_bytes(*version);
+    let damaged = || Damaged { version: Version(number & !HAS_CHECKSUM) };
     if number & HAS_CHECKSUM != 0 {
         let (expected, rest) = fields.split_first_chunk().ok_or_else(damaged)?;
         if checksum(name, *version, rest) != u32::from_le_bytes(*expected) {
@@ -215,6 +271,48 @@ mod tests {
         assert!(decode(&Name::user("8".into()), &written).is_err(), "another's");
     }
 
+    #[test]
+    fn a_damaged_document_spoils_itself_alone_and_its_bytes_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = StoreFile::open(&folder.path().join("users.redb")).unwrap();
+        let [torn, short, sound] = ["1", "2", "3"].map(|id| Name::user(id.into()));
+        let set = |name: &Name, n: u64| Write::set(name.clone(), fields(json!({ "n": n })));
+        file.write(&[set(&torn, 1), set(&short, 2), set(&sound, 3)]).unwrap();
+        let mut bytes = encode(&torn, &Document { fields: fields(json!({ "n": 1 })), version: Version(1) });
+        *bytes.last_mut().unwrap() ^= 1;
+        file.0
+            .change(|database| {
+                let writing = database.begin_write().map_err(FileError::write)?;
+                {
+                    let mut documents = writing.open_table(DOCUMENTS).map_err(FileError::write)?;
+                    documents.insert(key(&torn).as_str(), &*bytes).map_err(FileError::write)?;
+                    documents.insert(key(&short).as_str(), &b"x"[..]).map_err(FileError::write)?;
+                }
+                writing.commit().map_err(FileError::write)
+            })
+            .unwrap();
+        let read: Vec<_> = file.get(&[torn.clone(), short.clone(), sound]).unwrap();
+        let read: Vec<_> = read.into_iter().flatten().collect();
+        assert_eq!(read[0], Document { fields: document::damaged(), version: Version(1) });
+        assert_eq!(read[1], Document { fields: document::damaged(), version: Version(0) });
+        assert_eq!(read[2].fields, fields(json!({ "n": 3 })));
+        assert_eq!(document::read_user(&read[0].fields).1, ["applied"], "it is counted as a bad value");
+        let over = Write::over(torn.clone(), Some(read[0].version), fields(json!({ "n": 4 })));
+        assert!(matches!(&file.write(&[over, set(&short, 5)]).unwrap()[..], [
+            Outcome::Written(first),
+            Outcome::Written(second),
+        ] if first.fields == fields(json!({ "n": 4 })) && second.fields == fields(json!({ "n": 5 }))));
+        file.0
+            .with(|database| {
+                let kept = database.begin_read().map_err(FileError::read)?.open_table(DAMAGED);
+                let kept = kept.map_err(FileError::read)?;
+                assert_eq!(kept.get(key(&torn).as_str()).unwrap().unwrap().value(), bytes);
+                assert_eq!(kept.get(key(&short).as_str()).unwrap().unwrap().value(), b"x");
+                Ok::<_, FileError>(())
+            })
+            .unwrap();
+    }
+
     /// A write of one of three documents: which, one of three fields, a value, and a condition: 0 none, 1 absent,
     /// else the version that many writes ago.
     type Step = (u8, u8, u64, u64);
@@ -226,7 +324,7 @@ mod tests {
             ago => Condition::At(Version(last.saturating_sub(ago - 2))),
         };
         let fields = fields(json!({ format!("f.{field}"): value }));
-        Write { name: Name::user(id.to_string().into()), fields, condition }
+        Write { name: Name::user(id.to_string().into()), change: Change::Set(fields), condition }
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use firestore::gcloud_sdk::{GoogleAuthHeaders, HeaderMap};
 use tokio::sync::Mutex;
 
 use super::FirestoreConfig;
-use crate::store::{Name, StoreError, in_time};
+use crate::store::{Collection, Name, StoreError, in_time};
 use crate::telemetry::logs::with_causes;
 
 const HOST: &str = "firestore.googleapis.com";
@@ -85,6 +85,24 @@ impl Connection {
     /// The document's whole name.
     pub(super) fn path_of(&self, name: &Name) -> String {
         format!("{}/documents/{name}", self.database)
+    }
+
+    /// Where a collection lies, and its own name there.
+    pub(super) fn place_of<'a>(&self, collection: &'a Collection) -> (String, &'a str) {
+        match collection.as_str().rsplit_once('/') {
+            Some((above, id)) => (format!("{}/{above}", self.documents()), id),
+            None => (self.documents(), collection.as_str()),
+        }
+    }
+
+    /// The name of a document of this collection; `None` where it lies elsewhere.
+    pub(super) fn name_in(&self, collection: &Collection, path: &str) -> Option<Name> {
+        let id = path
+            .strip_prefix(&self.documents())?
+            .strip_prefix('/')?
+            .strip_prefix(collection.as_str())?
+            .strip_prefix('/')?;
+        Some(Name { collection: collection.clone(), id: id.into() })
     }
 
     /// Sends one request, with its credentials, within its time.

@@ -1,13 +1,14 @@
 //! What every store promises, on the embedded one and on Google's emulator of Firestore.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, future};
 use inlet::store::document::{read_user, shown_time};
 use inlet::store::{
-    self, Condition, Document, DocumentStore, Edits, Fields, Name, Version, Write, WriteRefusal,
+    self, Change, Changes, Collection, Condition, Document, DocumentStore, Edits, Fields, Name, Version,
+    Write, WriteRefusal,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -65,6 +66,11 @@ impl Fixture {
         bounded(self.store.write_many(writes)).await.unwrap()
     }
 
+    async fn delete(&self, name: &Name, condition: Condition) -> Result<Version, WriteRefusal> {
+        let write = Write { name: name.clone(), change: Change::Delete, condition };
+        self.write_many(vec![write]).await.pop().unwrap()
+    }
+
     pub(super) async fn write(
         &self,
         name: &Name,
@@ -89,7 +95,7 @@ pub(super) fn user(id: impl AsRef<str>) -> Name {
 }
 
 pub(super) fn write(name: &Name, value: Value, condition: Condition) -> Write {
-    Write { name: name.clone(), fields: fields(value), condition }
+    Write { name: name.clone(), change: Change::Set(fields(value)), condition }
 }
 
 fn is_conflict(outcome: &Result<Version, WriteRefusal>) -> bool {
@@ -131,6 +137,10 @@ on_every_store!(
     a_document_of_the_wrong_shape_is_read_field_by_field,
     a_restart_keeps_documents_and_versions,
     collections_are_apart_and_names_are_taken_as_they_are,
+    what_is_deleted_is_gone_and_counts_as_changed,
+    a_collection_is_listed_in_order_piece_by_piece,
+    a_setting_may_name_a_collection_of_its_own,
+    a_collection_is_followed_with_what_is_deleted,
     an_operators_edit_is_seen_within_two_seconds,
     following_again_brings_what_was_missed,
 );
@@ -178,16 +188,113 @@ async fn an_update_needs_the_version_that_was_read(fixture: Fixture) {
     let document = Document { fields: fields(json!({ "sessionCount": 2 })), version: second };
     assert_eq!(fixture.get(&name).await, Some(document));
     fixture.write(&name, json!({ "sessionCount": 3 }), Condition::At(second)).await.unwrap();
-    // There is no deleting through the port; where documents can be deleted, they count as changed.
-    if let Ground::Firestore(project) = &fixture.ground {
-        let deleted = fixture.get(&name).await.unwrap().version;
-        project.delete("users/twitch:a").await;
-        let gone = fixture.write(&name, json!({ "sessionCount": 4 }), Condition::At(deleted)).await;
-        assert!(is_conflict(&gone), "{gone:?}");
-        assert_eq!(fixture.get(&name).await, None);
-        let created = fixture.write(&name, json!({ "sessionCount": 1 }), Condition::Absent).await.unwrap();
-        assert!(created > deleted);
+}
+
+async fn what_is_deleted_is_gone_and_counts_as_changed(fixture: Fixture) {
+    let [name, other] = ["a", "b"].map(user);
+    let first = fixture.write(&name, json!({ "sessionCount": 1 }), Condition::Absent).await.unwrap();
+    let second = fixture.write(&name, json!({ "sessionCount": 2 }), Condition::At(first)).await.unwrap();
+    let stale = fixture.delete(&name, Condition::At(first)).await;
+    assert!(is_conflict(&stale), "{stale:?}");
+    fixture.delete(&name, Condition::At(second)).await.unwrap();
+    assert_eq!(fixture.get(&name).await, None);
+    let gone = fixture.write(&name, json!({ "sessionCount": 4 }), Condition::At(second)).await;
+    assert!(is_conflict(&gone), "{gone:?}");
+    assert_eq!(fixture.get(&name).await, None);
+    let created = fixture.write(&name, json!({ "sessionCount": 1 }), Condition::Absent).await.unwrap();
+    assert!(created > second);
+    // Together with others, and where there is nothing to delete.
+    let both = vec![
+        Write { name: name.clone(), change: Change::Delete, condition: Condition::Always },
+        write(&other, json!({ "sessionCount": 9 }), Condition::Absent),
+        Write { name: user("nobody"), change: Change::Delete, condition: Condition::Always },
+    ];
+    assert!(fixture.write_many(both).await.iter().all(Result::is_ok));
+    let read = fixture.get_many(&[name, other]).await;
+    assert_eq!((&read[0], &read[1].as_ref().unwrap().fields["sessionCount"]), (&None, &json!(9)));
+}
+
+async fn a_collection_is_listed_in_order_piece_by_piece(fixture: Fixture) {
+    let id = |n: usize| format!("twitch:{n:03}");
+    let writes =
+        (0..250).rev().map(|n| write(&user(format!("{n:03}")), json!({ "n": n }), Condition::Absent));
+    fixture.write_many(writes.collect()).await;
+    fixture.write(&Name::note("twitch:004"), json!({ "n": -1 }), Condition::Absent).await.unwrap();
+    let mut found = Vec::new();
+    let mut after: Option<Arc<str>> = None;
+    loop {
+        let piece = bounded(fixture.store.list(Collection::Users, after, 100)).await.unwrap();
+        let Some((last, _)) = piece.last() else { break };
+        after = Some(Arc::clone(&last.id));
+        found.extend(piece);
     }
+    assert_eq!(found.len(), 250);
+    for (n, (name, document)) in found.iter().enumerate() {
+        assert_eq!((&*name.id, &document.fields["n"]), (&*id(n), &json!(n)));
+    }
+    let versions = fixture.get_many(&[found[7].0.clone()]).await;
+    assert_eq!(versions[0].as_ref(), Some(&found[7].1));
+    assert!(bounded(fixture.store.list(Collection::Channels, None, 10)).await.unwrap().is_empty());
+}
+
+async fn a_setting_may_name_a_collection_of_its_own(fixture: Fixture) {
+    for collection in ["oauth", "apps/inlet/oauth"] {
+        let name = Name { collection: Collection::Other(collection.into()), id: "twitch:bot".into() };
+        let version = fixture.write(&name, json!({ "n": collection }), Condition::Absent).await.unwrap();
+        let document = Document { fields: fields(json!({ "n": collection })), version };
+        assert_eq!(fixture.get(&name).await, Some(document.clone()));
+        let found = bounded(fixture.store.list(name.collection.clone(), None, 9)).await.unwrap();
+        assert_eq!(found, [(name, document)]);
+    }
+}
+
+/// What a follower of a collection knows.
+#[derive(Default)]
+struct Followed(BTreeMap<String, Value>);
+
+impl Followed {
+    fn take(&mut self, batch: Vec<(Name, Option<Document>)>) {
+        for (name, document) in batch {
+            assert_eq!(name.collection, Collection::Channels);
+            match document {
+                Some(document) => drop(self.0.insert(name.id.to_string(), Value::Object(document.fields))),
+                None => drop(self.0.remove(&*name.id)),
+            }
+        }
+    }
+
+    async fn until(&mut self, changes: &mut Changes, expected: Value) {
+        bounded(async {
+            while json!(self.0) != expected {
+                self.take(changes.next().await.unwrap().unwrap());
+            }
+        })
+        .await;
+    }
+}
+
+async fn a_collection_is_followed_with_what_is_deleted(fixture: Fixture) {
+    let channel = |id: &str| Name { collection: Collection::Channels, id: id.into() };
+    let mut changes = bounded(fixture.store.follow(Collection::Channels)).await.unwrap();
+    assert_eq!(bounded(changes.next()).await.unwrap().unwrap(), [], "that there is nothing is said");
+    let mut followed = Followed::default();
+    fixture.write(&channel("1"), json!({ "login": "a" }), Condition::Absent).await.unwrap();
+    followed.until(&mut changes, json!({ "1": { "login": "a" } })).await;
+    fixture.write(&channel("2"), json!({ "login": "b" }), Condition::Absent).await.unwrap();
+    fixture.write(&channel("1"), json!({ "login": "c" }), Condition::Always).await.unwrap();
+    // Elsewhere.
+    fixture.write(&user("3"), edit("a note", 40), Condition::Always).await.unwrap();
+    followed.until(&mut changes, json!({ "1": { "login": "c" }, "2": { "login": "b" } })).await;
+    fixture.delete(&channel("1"), Condition::Always).await.unwrap();
+    followed.until(&mut changes, json!({ "2": { "login": "b" } })).await;
+    fixture.write(&channel("1"), json!({ "login": "d" }), Condition::Absent).await.unwrap();
+    let expected = json!({ "1": { "login": "d" }, "2": { "login": "b" } });
+    followed.until(&mut changes, expected.clone()).await;
+    // Whoever comes later gets all of it at once.
+    let mut later = bounded(fixture.store.follow(Collection::Channels)).await.unwrap();
+    let mut whole = Followed::default();
+    whole.take(bounded(later.next()).await.unwrap().unwrap());
+    assert_eq!(json!(whole.0), expected);
 }
 
 async fn an_operators_write_needs_nothing(fixture: Fixture) {

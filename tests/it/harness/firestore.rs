@@ -93,10 +93,6 @@ impl Project {
         assert_eq!(status, 200);
     }
 
-    pub async fn delete(&self, path: &str) {
-        assert_eq!(self.rest("DELETE", path, Some("Bearer owner"), None).await, 200);
-    }
-
     /// Puts these security rules in force.
     pub async fn load_rules(&self, rules: &str) {
         let url = format!("http://{}/emulator/v1/projects/{}:securityRules", self.host, self.id);
