@@ -4,6 +4,7 @@ mod access;
 mod connections;
 mod debug;
 mod health;
+mod login;
 mod metrics;
 mod problem;
 mod replay;
@@ -27,6 +28,7 @@ use crate::bus::Bus;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::credentials::TokenStore;
 use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
 use crate::tasks::Tasks;
@@ -117,6 +119,8 @@ pub struct Shown {
     pub registry: Registry,
     /// Requests.
     pub metrics: Arc<HttpMetrics>,
+    /// Where `/admin/login` puts a token.
+    pub token_document: Arc<dyn TokenStore>,
     /// Becomes true when the service stops taking in.
     pub draining: watch::Receiver<bool>,
     /// The door for `/admin/replay`, until the service shuts down.
@@ -159,6 +163,7 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/config", get(debug::config))
         .route("/v1/stream", get(stream::stream))
         .route("/admin/replay", post(replay::replay))
+        .route("/admin/login", login::route())
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
     let mut open = Router::new().route("/metrics", get(metrics::metrics));
     for path in ["/livez", "/live"] {

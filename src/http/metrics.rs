@@ -29,6 +29,8 @@ label! {
         Stream => "/v1/stream",
         /// Captured lines.
         AdminReplay => "/admin/replay",
+        /// A token.
+        AdminLogin => "/admin/login",
         /// Everything else.
         Unmatched => "unmatched",
     }

@@ -25,6 +25,8 @@ label! {
         TooManyClients => "too_many_clients",
         /// The bus cannot be read now.
         BusUnavailable => "bus_unavailable",
+        /// The user store does not answer.
+        StoreUnavailable => "store_unavailable",
         /// The service is shutting down.
         ShuttingDown => "shutting_down",
         /// Our fault.
@@ -40,7 +42,7 @@ impl ProblemCode {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::LoopbackOnly => StatusCode::FORBIDDEN,
             Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::TooManyClients | Self::BusUnavailable | Self::ShuttingDown => {
+            Self::TooManyClients | Self::BusUnavailable | Self::StoreUnavailable | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

@@ -160,7 +160,7 @@ impl Connection {
     }
 
     async fn talk(&mut self, socket: Box<dyn Transport>, stop: watch::Receiver<bool>) -> End {
-        let account = self.shared.credentials.account();
+        let account = self.shared.status.credentials().account();
         let nick = match &account {
             Some(account) => account.username.clone(),
             None => format!("justinfan{}", fastrand::u32(10_000..100_000)),
@@ -309,7 +309,7 @@ impl Session<'_> {
             "001" => {
                 self.is_logged_in = true;
                 if let Some(account) = &self.account {
-                    self.connection.shared.credentials.accepted(&account.token);
+                    self.connection.shared.status.credentials().accepted(&account.token);
                 }
                 tracing::info!(account = self.nick, connection = self.connection.id, "connected to Twitch");
                 self.connection.report(What::LoggedIn { nick: self.nick.clone() }).await;
@@ -335,7 +335,7 @@ impl Session<'_> {
             // A refused login has no id; before the welcome nothing else is said this way.
             None if !self.is_logged_in => {
                 if let Some(account) = &self.account {
-                    self.connection.shared.credentials.refused(&account.token);
+                    self.connection.shared.status.credentials().refused(&account.token);
                 }
                 return Err(End::LoginRefused(text.to_owned()));
             }

@@ -44,6 +44,9 @@ pub trait TokenStore: Send + Sync {
     /// with the server, when it returns.
     fn write(&self, change: Change, revision: u64) -> BoxFuture<'_, Result<u64, TokenStoreError>>;
 
+    /// Puts a token there whatever is there: a person has logged in. Whoever is getting another one meanwhile finds this.
+    fn replace(&self, token: Token) -> BoxFuture<'_, Result<(), TokenStoreError>>;
+
     /// Says, without end, that somebody may have changed it.
     fn changes(&self) -> BoxStream<'static, ()>;
 
@@ -139,7 +142,9 @@ impl TokenTrouble {
     fn state(self) -> TokenState {
         match self {
             Self::OAuthUnavailable | Self::StoreUnavailable => TokenState::Degraded,
-            Self::LoginFailed | Self::ClientRefused | Self::ScopeMissing | Self::Unusable => TokenState::LoginFailed,
+            Self::LoginFailed | Self::ClientRefused | Self::ScopeMissing | Self::Unusable => {
+                TokenState::LoginFailed
+            }
         }
     }
 }
@@ -178,6 +183,13 @@ pub struct TokenSeen {
     last_refreshed_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<LastTrouble>,
+}
+
+impl TokenSeen {
+    /// Where the token in use is kept: the [`TokenStore::place`].
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
 }
 
 label! {

@@ -18,7 +18,6 @@ use tokio::time::{Instant, interval_at, sleep_until, timeout};
 
 use super::backfill::{Backfill, BackfillError};
 use super::connection::{Connection, End, Order, Report, What, stopped};
-use super::credentials::Credentials;
 use super::heal::Heal;
 use super::ledger::{Ledger, Mark};
 use super::metrics::TwitchMetrics;
@@ -98,7 +97,6 @@ pub(super) struct Shared {
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
     pub(super) normalizer: Normalizer,
     pub(super) status: Arc<TwitchStatus>,
-    pub(super) credentials: Arc<Credentials>,
     pub(super) clock: Clock,
     pub(super) busy: Busy,
 }
@@ -111,8 +109,6 @@ pub struct Surroundings {
     pub status: Arc<TwitchStatus>,
     /// What it counts.
     pub metrics: Arc<TwitchMetrics>,
-    /// Who to log in as.
-    pub credentials: Arc<Credentials>,
     /// The time.
     pub clock: Clock,
     /// `DATA_DIR`, where it leaves a note for the next run.
@@ -129,7 +125,7 @@ pub struct Twitch {
 impl Twitch {
     /// A source that has not started. Fails if the note in `DATA_DIR` is from a later version.
     pub fn new(config: TwitchConfig, around: Surroundings) -> Result<Self, SetupError> {
-        let Surroundings { tls, status, metrics, credentials, clock, folder } = around;
+        let Surroundings { tls, status, metrics, clock, folder } = around;
         let file = NoteFile::in_folder(&folder);
         let ledger = Arc::new(Ledger::new(&config.channels, file.read()?));
         let normalizer = |origin| Normalizer::new(origin, config.shared_chat, Arc::clone(&metrics));
@@ -141,7 +137,7 @@ impl Twitch {
         let heal = Heal::new(Arc::clone(&ledger), file, backfill, clock.clone());
         let normalizer = normalizer(Origin::Twitch);
         let busy = Busy::new(&config.channels);
-        let shared = Arc::new(Shared { config, tls, normalizer, status, credentials, clock, busy });
+        let shared = Arc::new(Shared { config, tls, normalizer, status, clock, busy });
         Ok(Self { shared, ledger, heal })
     }
 
@@ -157,10 +153,12 @@ impl Twitch {
         // Chat is not missed for an account: without it, it is read anonymously.
         tokio::select! {
             () = stopped(&mut stop) => {}
-            _ = timeout(ACCOUNT_PATIENCE, shared.credentials.settled()) => {}
+            _ = timeout(ACCOUNT_PATIENCE, shared.status.credentials().settled()) => {}
         }
-        let mut accounts = shared.credentials.changes();
-        if shared.credentials.account().is_some() && shared.config.channels.len() > CHANNELS_PER_ACCOUNT {
+        let mut accounts = shared.status.credentials().changes();
+        if shared.status.credentials().account().is_some()
+            && shared.config.channels.len() > CHANNELS_PER_ACCOUNT
+        {
             let (channels, limit) = (shared.config.channels.len(), CHANNELS_PER_ACCOUNT);
             tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
         }

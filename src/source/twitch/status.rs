@@ -128,6 +128,11 @@ impl TwitchStatus {
         Self { snapshot: Mutex::new(snapshot), credentials, metrics, clock }
     }
 
+    /// Who to log in as.
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
     /// What is known now.
     pub fn snapshot(&self) -> Snapshot {
         let token = self.credentials.seen();

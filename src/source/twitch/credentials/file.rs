@@ -6,6 +6,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -34,7 +36,7 @@ pub struct NewerTokenFile {
 #[derive(Serialize, Deserialize)]
 struct Content {
     format: u32,
-    /// SHA-256 of the environment's tokens.
+    /// SHA-256 of the environment's tokens, in base64.
     origin: String,
     #[serde(flatten)]
     token: Map<String, Value>,
@@ -76,7 +78,8 @@ impl TokenFile {
         };
         // The library's own words would quote what stands there.
         let content = serde_json::from_slice::<Content>(&text).ok();
-        let stored = content.map(|content| (content.origin == self.origin, Token::from_fields(&content.token)));
+        let stored =
+            content.map(|content| (content.origin == self.origin, Token::from_fields(&content.token)));
         match stored {
             Some((true, Ok(token))) => token,
             Some((false, Ok(_))) => self.given.clone(),
@@ -118,8 +121,11 @@ fn token_of(given: &GivenToken) -> Token {
 
 fn origin(given: &GivenToken) -> String {
     let refresh = given.refresh.as_ref().map_or("", |refresh| refresh.expose());
-    let digest = Sha256::digest(format!("{}\n{}\n{refresh}", given.username, given.access.expose()));
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    URL_SAFE_NO_PAD.encode(Sha256::digest(format!(
+        "{}\n{}\n{refresh}",
+        given.username,
+        given.access.expose()
+    )))
 }
 
 impl TokenStore for TokenFile {
@@ -145,6 +151,10 @@ impl TokenStore for TokenFile {
         .boxed()
     }
 
+    fn replace(&self, token: Token) -> BoxFuture<'_, Result<(), TokenStoreError>> {
+        self.write(Change::Token(token), 0).map(|written| written.map(drop)).boxed()
+    }
+
     fn changes(&self) -> BoxStream<'static, ()> {
         stream::pending().boxed()
     }
@@ -162,7 +172,11 @@ mod tests {
     use crate::secret::Secret;
 
     fn given(access: &str, refresh: &str) -> GivenToken {
-        GivenToken { username: "bot".into(), access: Secret::new(access), refresh: Some(Secret::new(refresh)) }
+        GivenToken {
+            username: "bot".into(),
+            access: Secret::new(access),
+            refresh: Some(Secret::new(refresh)),
+        }
     }
 
     fn next(access: &str) -> Token {
@@ -177,7 +191,8 @@ mod tests {
     async fn the_rotated_token_stands_until_the_environment_changes() {
         let folder = tempfile::tempdir().unwrap();
         let open = |access, refresh| TokenFile::open(folder.path(), &given(access, refresh)).unwrap();
-        let access = async |file: &TokenFile| file.read().await.unwrap().unwrap().token.access.expose().to_owned();
+        let access =
+            async |file: &TokenFile| file.read().await.unwrap().unwrap().token.access.expose().to_owned();
         let file = open("a1", "r1");
         assert_eq!(access(&file).await, "a1");
         file.write(Change::Token(next("a2")), 0).await.unwrap();

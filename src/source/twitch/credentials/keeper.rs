@@ -7,6 +7,9 @@
 //!
 //! **When it fails**, [`Pace`] says when to ask again. Meanwhile what is held stays in use.
 
+mod held;
+mod tell;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,19 +21,15 @@ use tokio::time::{Instant, sleep_until};
 use super::oauth::{Granted, OAuth, OAuthError, Validated};
 use super::pace::Pace;
 use super::{
-    Account, CHAT_READ, Change, Claim, Credentials, LastTrouble, OAuthOp, OAuthResult, Stored, Token, TokenState,
-    TokenStore, TokenStoreError, TokenTrouble, Verdict,
+    CHAT_READ, Change, Claim, Credentials, OAuthOp, Stored, Token, TokenStore, TokenStoreError, TokenTrouble,
+    Verdict,
 };
 use crate::clock::Clock;
 use crate::retry::Backoff;
 use crate::source::twitch::connection::stopped;
 use crate::telemetry::logs::with_causes;
+use held::{Held, Step, refresh_at};
 
-/// Twitch wants every token validated at the start and every hour; a little less, so that it is never more.
-const VALIDATE_EVERY: SignedDuration = SignedDuration::from_mins(57);
-/// A token is refreshed when a tenth of its life is left, or so much, if that is less; up to half as much earlier, so that
-/// instances do not come together.
-const LONGEST_MARGIN: SignedDuration = SignedDuration::from_mins(15);
 /// How long a claim is good: longer than a refresh and the write after it may take.
 const LEASE: Duration = Duration::from_secs(20);
 /// Clocks of instances differ by less.
@@ -46,73 +45,6 @@ const LONGEST_RETRY: Duration = Duration::from_mins(1);
 const LONGEST_SLEEP: Duration = Duration::from_mins(1);
 /// Rewrites of a refreshed token in a row, while others write beside us.
 const MOST_CONFLICTS: usize = 8;
-
-/// What is to be done next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// Look at what is stored.
-    Read,
-    /// Store the token that was got.
-    Put,
-    /// Ask whose the token is.
-    Validate,
-    /// Get the next one.
-    Refresh,
-}
-
-/// The token in use.
-#[derive(Debug)]
-struct Held {
-    stored: Stored,
-    validated_at: Option<Timestamp>,
-    /// When to get the next one.
-    refresh_at: Option<Timestamp>,
-    /// Twitch does not take it.
-    is_refused: bool,
-    /// It was got because Twitch did not take the one before, and it is not known whether it is any better.
-    is_unproven: bool,
-}
-
-impl Held {
-    fn new(stored: Stored, validated_at: Option<Timestamp>) -> Self {
-        let refresh_at = refresh_at(&stored.token, fastrand::f64());
-        Self { stored, validated_at, refresh_at, is_refused: false, is_unproven: false }
-    }
-
-    fn token(&self) -> &Token {
-        &self.stored.token
-    }
-
-    /// Whether one can log in with it, as far as is known.
-    fn is_usable(&self, now: Timestamp) -> bool {
-        let is_expired = self.token().expires_at().is_some_and(|at| at <= now);
-        self.token().login.is_some() && !self.is_refused && !is_expired
-    }
-
-    /// What to do with it, and how long from now.
-    fn next(&self, can_refresh: bool, now: Timestamp) -> (Step, Duration) {
-        let until = |at: Timestamp| Duration::try_from(at.duration_since(now)).unwrap_or_default();
-        let next_validation = |at: Timestamp| at.checked_add(VALIDATE_EVERY).ok();
-        let validate_at = self.validated_at.filter(|_| !self.is_refused).and_then(next_validation);
-        let validate_in = validate_at.map_or(Duration::ZERO, until);
-        if !can_refresh || self.token().refresh.is_none() {
-            return (Step::Validate, validate_in);
-        }
-        let refresh_in = if self.is_refused { Some(Duration::ZERO) } else { self.refresh_at.map(until) };
-        match refresh_in {
-            Some(refresh_in) if refresh_in <= validate_in => (Step::Refresh, refresh_in),
-            _ => (Step::Validate, validate_in),
-        }
-    }
-}
-
-/// When a token is to be refreshed; `share`, from 0 to 1, spreads instances.
-fn refresh_at(token: &Token, share: f64) -> Option<Timestamp> {
-    let (expires_at, seconds) = (token.expires_at()?, token.expires_in?);
-    let life = SignedDuration::from_secs(i64::try_from(seconds).ok()?);
-    let margin = (life / 10).min(LONGEST_MARGIN).mul_f64(1.0 + share / 2.0);
-    expires_at.checked_sub(margin).ok()
-}
 
 /// A token that was got and is not stored yet.
 struct Unstored {
@@ -171,7 +103,7 @@ impl Keeper {
         let mut changes = self.store.changes();
         let mut verdicts = self.shared.verdict.subscribe();
         loop {
-            let (step, at) = self.next(Instant::now());
+            let (next, at) = self.next(Instant::now());
             let wake = at.min(Instant::now() + LONGEST_SLEEP);
             tokio::select! {
                 biased;
@@ -181,7 +113,7 @@ impl Keeper {
                     self.hear(verdict.as_ref());
                 }
                 Some(()) = changes.next() => self.read().await,
-                () = sleep_until(wake) => if wake == at { self.take(step).await },
+                () = sleep_until(wake) => if wake == at { self.take(next).await },
             }
             self.settle();
         }
@@ -312,7 +244,11 @@ impl Keeper {
                 let token = &mut held.stored.token;
                 let has_scope = scope.iter().any(|scope| scope == CHAT_READ);
                 if token.login.as_ref().is_some_and(|given| *given != login) {
-                    tracing::warn!(given = token.login, login, "the token belongs to another login than was given");
+                    tracing::warn!(
+                        given = token.login,
+                        login,
+                        "the token belongs to another login than was given"
+                    );
                 }
                 (token.login, token.user_id, token.scope) = (Some(login), Some(user_id), scope);
                 (token.expires_in, token.obtained) = (expires_in, Some(now));
@@ -471,7 +407,9 @@ impl Keeper {
         let trouble = match error {
             OAuthError::TokenRefused => TokenTrouble::LoginFailed,
             OAuthError::ClientRefused | OAuthError::NoClient => TokenTrouble::ClientRefused,
-            OAuthError::Away(_) | OAuthError::Status { .. } | OAuthError::Unreadable => TokenTrouble::OAuthUnavailable,
+            OAuthError::Away(_) | OAuthError::Status { .. } | OAuthError::Unreadable => {
+                TokenTrouble::OAuthUnavailable
+            }
         };
         self.fails(trouble, &with_causes(error), Some(wait));
     }
@@ -493,82 +431,5 @@ impl Keeper {
         if matches!(self.trouble, Some(TokenTrouble::StoreUnavailable | TokenTrouble::Unusable)) {
             self.well();
         }
-    }
-
-    /// Says what is wrong, once, and shows it.
-    fn fails(&mut self, trouble: TokenTrouble, error: &str, wait: Option<Duration>) {
-        let retry_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        let error_code = trouble.as_str();
-        if self.trouble != Some(trouble) {
-            let remedy = self.remedy();
-            match trouble {
-                TokenTrouble::OAuthUnavailable => {
-                    tracing::warn!(error_code, error, retry_ms, "Twitch's OAuth fails; the token stays as it is");
-                }
-                TokenTrouble::StoreUnavailable => {
-                    tracing::warn!(error_code, error, retry_ms, "the token cannot be read or stored now");
-                }
-                TokenTrouble::LoginFailed => {
-                    tracing::error!(error_code, error, retry_ms, "Twitch no longer takes the bot's token: {remedy}");
-                }
-                TokenTrouble::ClientRefused => {
-                    tracing::error!(error_code, error, retry_ms, "the bot's token cannot be refreshed");
-                }
-                TokenTrouble::ScopeMissing => {
-                    tracing::error!(error_code, error, "the bot's token does not allow reading chat: {remedy}");
-                }
-                TokenTrouble::Unusable => {
-                    tracing::error!(error_code, error, "the stored token cannot be used: {remedy}");
-                }
-            }
-        }
-        self.trouble = Some(trouble);
-        let at = self.clock.now();
-        self.shared.show(|seen| seen.last_error = Some(LastTrouble { code: trouble, at }));
-        self.show();
-    }
-
-    fn remedy(&self) -> &'static str {
-        match self.store.place() {
-            "environment" => "set TWITCH_BOT_ACCESS_TOKEN anew, or leave it out and run `inlet login`",
-            _ => "run `inlet login`",
-        }
-    }
-
-    /// Nothing is wrong any more.
-    fn well(&mut self) {
-        if let Some(trouble) = self.trouble.take() {
-            tracing::info!(was = trouble.as_str(), "the token is as it should be again");
-        }
-        self.show();
-    }
-
-    /// Hands out what is held, and shows what may be shown of it.
-    fn show(&self) {
-        let token = self.held.as_ref().map(Held::token);
-        let account = token.and_then(|token| {
-            token.login.clone().map(|username| Account { username, token: token.access.clone() })
-        });
-        self.shared.publish(account);
-        let expires_at = token.and_then(Token::expires_at);
-        self.shared.metrics.expires.set(expires_at.map_or(0, Timestamp::as_second));
-        self.shared.show(|seen| {
-            let usual = if token.is_some() { TokenState::Ok } else { TokenState::Anonymous };
-            seen.state = self.trouble.map_or(usual, TokenTrouble::state);
-            seen.login = token.and_then(|token| token.login.clone());
-            seen.user_id = token.and_then(|token| token.user_id.clone());
-            seen.scopes = token.map(|token| token.scope.clone()).unwrap_or_default();
-            seen.expires_at = expires_at;
-            seen.last_validated_at = self.held.as_ref().and_then(|held| held.validated_at);
-        });
-    }
-
-    fn count(&self, op: OAuthOp, error: Option<&OAuthError>) {
-        let result = match error {
-            None => OAuthResult::Ok,
-            Some(error) if error.is_outage() => OAuthResult::Failed,
-            Some(_) => OAuthResult::Refused,
-        };
-        self.shared.metrics.requests.of(op, result).inc();
     }
 }

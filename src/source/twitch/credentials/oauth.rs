@@ -67,7 +67,9 @@ impl OAuthError {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
-            Self::Away(_) | Self::Unreadable | Self::TokenRefused | Self::ClientRefused | Self::NoClient => None,
+            Self::Away(_) | Self::Unreadable | Self::TokenRefused | Self::ClientRefused | Self::NoClient => {
+                None
+            }
         }
     }
 
@@ -269,9 +271,11 @@ impl OAuth {
 
     async fn post(&self, path: &str, form: &[(&str, &str)], with_secret: bool) -> Result<Answer, OAuthError> {
         let app = self.app.as_ref().ok_or(OAuthError::NoClient)?;
-        let secret = app.secret.as_ref().filter(|_| with_secret).map(|secret| ("client_secret", secret.expose()));
+        let secret =
+            app.secret.as_ref().filter(|_| with_secret).map(|secret| ("client_secret", secret.expose()));
         let pairs = form.iter().copied().chain([("client_id", app.id.as_str())]).chain(secret);
-        let pairs = pairs.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+        let pairs =
+            pairs.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
         let body = pairs.collect::<Vec<_>>().join("&");
         let request = self.client.post(format!("{}/{path}", self.url.as_str()));
         ask(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)).await
@@ -319,7 +323,11 @@ impl Answer {
         }
         let Body { access_token, refresh_token, expires_in, scope } = self.read()?;
         let refresh_token = refresh_token.filter(|token| !token.is_empty());
-        if ![Some(&access_token), refresh_token.as_ref()].into_iter().flatten().all(|text| is_token_text(text)) {
+        if ![Some(&access_token), refresh_token.as_ref()]
+            .into_iter()
+            .flatten()
+            .all(|text| is_token_text(text))
+        {
             return Err(OAuthError::Unreadable);
         }
         // A list at Twitch, one text in the standard.
@@ -346,6 +354,7 @@ impl Answer {
 
 /// Text for a person's terminal.
 fn shown(text: &str) -> Result<String, OAuthError> {
-    let is_fine = (1..=LONGEST_SHOWN).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_fine =
+        (1..=LONGEST_SHOWN).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
     if is_fine { Ok(text.to_owned()) } else { Err(OAuthError::Unreadable) }
 }

@@ -18,6 +18,7 @@ const LONGEST_PATH: usize = 512;
 
 /// Settings of the account, as given.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_field_names, reason = "they are named as the settings are")]
 pub struct CredentialArgs {
     /// The account to read with, together with `TWITCH_BOT_ACCESS_TOKEN`; left out: the one that `inlet login` stored,
     /// else anonymous
@@ -166,10 +167,13 @@ impl CredentialArgs {
         let before = problems.lines().len();
         let username =
             problems.parse_optional("TWITCH_BOT_USERNAME", self.twitch_bot_username.as_ref(), login);
-        let id =
-            problems.parse_optional("TWITCH_CLIENT_ID", self.twitch_client_id.as_ref(), |text| {
-                if is_token_text(text) { Ok(text.to_owned()) } else { Err("is no client id of Twitch".to_owned()) }
-            });
+        let id = problems.parse_optional("TWITCH_CLIENT_ID", self.twitch_client_id.as_ref(), |text| {
+            if is_token_text(text) {
+                Ok(text.to_owned())
+            } else {
+                Err("is no client id of Twitch".to_owned())
+            }
+        });
         let document = problems.parse("TWITCH_TOKEN_DOC", &self.twitch_token_doc, TokenPath::parse);
         let oauth = problems.parse("TWITCH_OAUTH_URL", &self.twitch_oauth_url, OAuthUrl::parse);
         let mut secret = |name: &str| {
@@ -288,7 +292,9 @@ mod tests {
         assert_eq!((&*path.collection, &*path.id), ("oauth", "twitch:bot"));
         let path = TokenPath::parse("a/b/c/d").unwrap();
         assert_eq!((&*path.collection, &*path.id, path.to_string().as_str()), ("a/b/c", "d", "a/b/c/d"));
-        for bad in ["bot", "a/b/c", "/b", "a/", "a//b/c", "a/..", "a/__x__", "a/b c", "users/x", "inlet/x", "audit/x"] {
+        for bad in [
+            "bot", "a/b/c", "/b", "a/", "a//b/c", "a/..", "a/__x__", "a/b c", "users/x", "inlet/x", "audit/x",
+        ] {
             assert!(TokenPath::parse(bad).is_err(), "{bad}");
         }
         assert!(TokenPath::parse(&format!("a/{}", "b".repeat(LONGEST_PATH))).is_err());
@@ -299,7 +305,9 @@ mod tests {
         assert!(check(&[], &[]).unwrap().oauth.is_tls());
         let url = OAuthUrl::parse("http://127.0.0.1:1/oauth2/").unwrap();
         assert!(!url.is_tls() && url.as_str().ends_with("/oauth2"));
-        for bad in ["host", "ftp://host", "https://", "http://u:hush@host", "https://host?x=1", "https://host#x"] {
+        for bad in
+            ["host", "ftp://host", "https://", "http://u:hush@host", "https://host?x=1", "https://host#x"]
+        {
             let error = OAuthUrl::parse(bad).unwrap_err();
             assert!(!error.contains("hush"), "{error}");
         }

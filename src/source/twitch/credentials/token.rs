@@ -162,15 +162,23 @@ mod tests {
             "scope": "chat:read", "userId": 17, "login": "no login\r\nJOIN #x",
         }))
         .unwrap();
-        assert!(odd.refresh.is_none() && odd.login.is_none() && odd.user_id.is_none() && odd.scope.is_empty());
+        assert!(
+            odd.refresh.is_none() && odd.login.is_none() && odd.user_id.is_none() && odd.scope.is_empty()
+        );
         assert_eq!(odd.expires_at(), None);
-        let far = read(json!({ "accessToken": "a", "expiresIn": u64::MAX, "obtainmentTimestamp": 1 })).unwrap();
+        let far =
+            read(json!({ "accessToken": "a", "expiresIn": u64::MAX, "obtainmentTimestamp": 1 })).unwrap();
         assert_eq!(far.expires_at(), None);
     }
 
     #[test]
     fn what_cannot_be_a_token_is_none_and_is_not_repeated() {
-        for bad in [json!({}), json!({ "accessToken": "" }), json!({ "accessToken": "hush\r\nJOIN #x" }), json!({ "accessToken": 1 })] {
+        for bad in [
+            json!({}),
+            json!({ "accessToken": "" }),
+            json!({ "accessToken": "hush\r\nJOIN #x" }),
+            json!({ "accessToken": 1 }),
+        ] {
             let error = read(bad).unwrap_err().to_string();
             assert!(error.contains("accessToken") && !error.contains("hush"), "{error}");
         }
