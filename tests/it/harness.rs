@@ -6,6 +6,7 @@ pub mod emulator;
 pub mod firestore;
 pub mod inlet;
 pub mod nats;
+pub mod oauth;
 pub mod people;
 pub mod proxy;
 pub mod readiness;

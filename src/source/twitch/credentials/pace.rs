@@ -81,13 +81,13 @@ mod tests {
     async fn failures_are_asked_about_six_times_in_five_minutes_at_most() {
         for _ in 0..50 {
             let (mut pace, mut calls) = (Pace::new(), Vec::new());
-            let end = Instant::now() + Duration::from_mins(60);
+            let end = Instant::now() + Duration::from_hours(1);
             while Instant::now() < end {
                 sleep_until(pace.next_free(Instant::now())).await;
                 calls.push(Instant::now());
                 pace.called(Instant::now());
                 // An answer that is slow in coming.
-                sleep(Duration::from_millis(fastrand::u64(0..5_000))).await;
+                sleep(Duration::from_secs(fastrand::u64(0..5))).await;
                 pace.failed(Instant::now(), None);
             }
             let first = calls.iter().filter(|call| **call < calls[0] + Duration::from_mins(5)).count();
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(pace.failed(now, Some(Duration::from_mins(20))), Duration::from_mins(20));
         assert_eq!(pace.next_free(now), now + Duration::from_mins(20));
         assert_eq!(pace.failed(now, Some(Duration::from_hours(99))), LONGEST_ASKED);
-        assert!(pace.failed(now, Some(Duration::ZERO)) > Duration::from_secs(60));
+        assert!(pace.failed(now, Some(Duration::ZERO)) > Duration::from_mins(1));
         pace.succeeded();
         assert_eq!(pace.next_free(now), now);
         assert!(pace.failed(now, None) < Duration::from_secs(40));
