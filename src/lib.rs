@@ -21,6 +21,8 @@ pub mod users;
 pub mod bus;
 pub mod store;
 
+pub mod audit;
+
 pub mod http;
 
 pub mod cli;
@@ -28,6 +30,7 @@ pub mod sim;
 
 pub mod clock;
 pub mod data_dir;
+pub mod errors;
 pub mod recent;
 pub mod redb_file;
 pub mod retry;

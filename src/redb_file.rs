@@ -1,6 +1,7 @@
 //! A redb file of ours, whatever it holds: its format is checked, what redb keeps in memory is bounded, and after a
 //! failed write, when redb refuses everything, it is opened again.
 
+pub mod row;
 mod untouched;
 
 use std::fs::File;

@@ -6,49 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::label;
-
-label! {
-    /// Every code that an answer can carry.
-    pub enum ProblemCode {
-        /// No such path.
-        NotFound => "not_found",
-        /// The path does not take this method.
-        MethodNotAllowed => "method_not_allowed",
-        /// Missing or wrong token.
-        Unauthorized => "unauthorized",
-        /// No token is set, and the request is not from this machine.
-        LoopbackOnly => "loopback_only",
-        /// The request makes no sense.
-        BadRequest => "bad_request",
-        /// All places are taken.
-        TooManyClients => "too_many_clients",
-        /// The bus cannot be read now.
-        BusUnavailable => "bus_unavailable",
-        /// The user store does not answer.
-        StoreUnavailable => "store_unavailable",
-        /// The service is shutting down.
-        ShuttingDown => "shutting_down",
-        /// Our fault.
-        Internal => "internal",
-    }
-}
-
-impl ProblemCode {
-    fn status(self) -> StatusCode {
-        match self {
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::LoopbackOnly => StatusCode::FORBIDDEN,
-            Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::TooManyClients | Self::BusUnavailable | Self::StoreUnavailable | Self::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-}
+pub(super) use crate::errors::ErrorCode as ProblemCode;
 
 /// An answer that says what is wrong. The request's id is added on the way out.
 #[derive(Debug, Clone)]
@@ -63,14 +21,20 @@ impl Problem {
         Self { code, message: message.into() }
     }
 
+    /// The status of its code.
+    fn status(&self) -> StatusCode {
+        let status = self.code.status().map(StatusCode::from_u16);
+        status.and_then(Result::ok).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// The body, once the request's id is known.
     pub(super) fn into_response_for(self, request_id: &str) -> Response {
         let body = json!({
             "error": { "code": self.code.to_string(), "message": self.message },
             "requestId": request_id,
         });
-        let mut response = (self.code.status(), Json(body)).into_response();
-        if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
+        let mut response = (self.status(), Json(body)).into_response();
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
         if self.code == ProblemCode::Unauthorized {
@@ -87,7 +51,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = self.code.status().into_response();
+        let mut response = self.status().into_response();
         response.extensions_mut().insert(self);
         response
     }

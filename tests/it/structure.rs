@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const LEAVES: [&str; 11] = [
+const LEAVES: [&str; 12] = [
     "clock",
     "data_dir",
+    "errors",
     "recent",
     "redb_file",
     "retry",
@@ -24,10 +25,11 @@ fn allowed(module: &str) -> Option<&'static [&'static str]> {
     Some(match module {
         "envelope" | "sim" => &[],
         "bus" | "store" => &["envelope"],
+        "audit" => &["store"],
         "users" => &["store", "bus", "envelope"],
         "pipeline" => &["users", "bus", "envelope"],
         "source" => &["pipeline", "envelope"],
-        "http" => &["pipeline", "users", "bus", "envelope", "source"],
+        "http" => &["pipeline", "users", "audit", "bus", "store", "envelope", "source"],
         // The composition root, the commands, and the map itself see everything.
         "app" | "cli" | "lib" | "main" => return None,
         leaf if LEAVES.contains(&leaf) => &[],

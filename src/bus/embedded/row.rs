@@ -17,64 +17,45 @@ use uuid::Uuid;
 
 use crate::bus::{ByUser, Message, Stored, Wanted};
 use crate::envelope::MessageId;
+use crate::redb_file::row;
 
-const CHECKSUM: usize = 4;
 const DEAD_LETTER: u8 = 1;
 const OF_USER: u8 = 2;
-const HEADER: usize = CHECKSUM + 8 + 4;
 
 /// Writes a row.
 #[derive(Debug)]
-pub(super) struct RowWriter {
-    bytes: Vec<u8>,
-    count: u32,
-}
+pub(super) struct RowWriter(row::RowWriter);
 
 impl RowWriter {
     pub(super) fn new(stored_at: Timestamp) -> Self {
-        let mut bytes = Vec::with_capacity(4096);
-        bytes.put_u32_le(0);
-        bytes.put_i64_le(stored_at.as_millisecond());
-        bytes.put_u32_le(0);
-        Self { bytes, count: 0 }
+        Self(row::RowWriter::new(&[stored_at.as_millisecond()]))
     }
 
     /// Adds a message.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "subjects, types and keys are short, payloads bounded before"
-    )]
     pub(super) fn push(&mut self, message: &Message) {
-        self.bytes.put_slice(message.id.event.as_bytes());
+        let bytes = self.0.begin_event();
+        bytes.put_slice(message.id.event.as_bytes());
         let is_dead_letter = if message.id.is_dead_letter { DEAD_LETTER } else { 0 };
-        self.bytes.put_u8(is_dead_letter | if message.by_user.is_some() { OF_USER } else { 0 });
-        self.bytes.put_u8(message.kind.len() as u8);
-        self.bytes.put_slice(message.kind.as_bytes());
-        self.bytes.put_u16_le(message.subject.len() as u16);
-        self.bytes.put_slice(message.subject.as_bytes());
+        bytes.put_u8(is_dead_letter | if message.by_user.is_some() { OF_USER } else { 0 });
+        row::put_short(bytes, &message.kind);
+        row::put_long(bytes, &message.subject);
         if let Some(by_user) = &message.by_user {
-            self.bytes.put_u16_le(by_user.key.len() as u16);
-            self.bytes.put_slice(by_user.key.as_bytes());
-            self.bytes.put_i64_le(by_user.occurred_at.as_millisecond());
+            row::put_long(bytes, &by_user.key);
+            bytes.put_i64_le(by_user.occurred_at.as_millisecond());
         }
-        self.bytes.put_u32_le(message.payload.len() as u32);
-        self.bytes.put_slice(&message.payload);
-        self.count += 1;
+        row::put_payload(bytes, &message.payload);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.0.size()
     }
 
     pub(super) fn count(&self) -> u32 {
-        self.count
+        self.0.count()
     }
 
-    pub(super) fn finish(mut self) -> Vec<u8> {
-        self.bytes[HEADER - 4..HEADER].copy_from_slice(&self.count.to_le_bytes());
-        let checksum = crc32fast::hash(&self.bytes[CHECKSUM..]);
-        self.bytes[..CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
-        self.bytes
+    pub(super) fn finish(self) -> Vec<u8> {
+        self.0.finish()
     }
 }
 
@@ -86,8 +67,11 @@ pub(super) struct RowHeader {
 }
 
 /// Reads a row's head alone.
-pub(super) fn header(mut row: &[u8]) -> Option<RowHeader> {
-    row.try_get_u32_le().ok()?;
+pub(super) fn header(row: &[u8]) -> Option<RowHeader> {
+    head(&mut row.get(row::CHECKSUM..)?)
+}
+
+fn head(row: &mut &[u8]) -> Option<RowHeader> {
     let stored_at = Timestamp::from_millisecond(row.try_get_i64_le().ok()?).ok()?;
     let count = u64::from(row.try_get_u32_le().ok()?);
     Some(RowHeader { stored_at, count })
@@ -95,12 +79,8 @@ pub(super) fn header(mut row: &[u8]) -> Option<RowHeader> {
 
 /// Reads a whole row whose first message is at `first`; `None` if it is not what was written.
 pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<Stored>> {
-    let RowHeader { stored_at, count } = header(row)?;
-    let checksum = row.get(..CHECKSUM)?.try_into().ok().map(u32::from_le_bytes)?;
-    if crc32fast::hash(row.get(CHECKSUM..)?) != checksum {
-        return None;
-    }
-    let mut rest = row.get(HEADER..)?;
+    let mut rest = row::checked(row)?;
+    let RowHeader { stored_at, count } = head(&mut rest)?;
     let mut messages = Vec::new();
     let mut last_subject: Arc<str> = Arc::from("");
     for position in first..first + count {

@@ -20,10 +20,10 @@ use crate::bus::{ByUser, Message};
 use crate::envelope::deadletter::DEAD_LETTER_TYPE;
 use crate::envelope::{DeadLetterReason, EventType, MessageId, Origin};
 use crate::pipeline::enrich::Enriched;
+use crate::redb_file::row;
 use crate::telemetry::metrics::Label;
 
-const CHECKSUM: usize = 4;
-const HEADER: usize = CHECKSUM + 8 + 8 + 4;
+const HEADER: usize = row::CHECKSUM + 8 + 8 + 4;
 
 const DEAD_LETTER: u8 = 1;
 const OF_USER: u8 = 2;
@@ -53,19 +53,13 @@ impl Moment {
 /// Writes a row.
 #[derive(Debug)]
 pub(super) struct RowWriter {
-    bytes: Vec<u8>,
-    count: u32,
+    row: row::RowWriter,
     moment: Moment,
 }
 
 impl RowWriter {
     pub(super) fn new(number: u64, stored_at: Timestamp, moment: Moment) -> Self {
-        let mut bytes = Vec::with_capacity(4096);
-        bytes.put_u32_le(0);
-        bytes.put_u64_le(number);
-        bytes.put_i64_le(stored_at.as_millisecond());
-        bytes.put_u32_le(0);
-        Self { bytes, count: 0, moment }
+        Self { row: row::RowWriter::new(&[number.cast_signed(), stored_at.as_millisecond()]), moment }
     }
 
     pub(super) fn push(&mut self, event: &Enriched) {
@@ -75,49 +69,32 @@ impl RowWriter {
             (event.user.is_some(), OF_USER),
             (message.by_user.is_some(), COUNTED),
         ];
-        self.bytes.put_slice(message.id.event.as_bytes());
-        self.bytes.put_u8(flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum());
-        self.put_short(event.origin.as_str());
-        self.bytes.put_i64_le(self.moment.time_of(event.taken_in).as_millisecond());
-        self.bytes.put_i64_le(event.not_published_before.as_millisecond());
+        let bytes = self.row.begin_event();
+        bytes.put_slice(message.id.event.as_bytes());
+        bytes.put_u8(flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum());
+        row::put_short(bytes, event.origin.as_str());
+        bytes.put_i64_le(self.moment.time_of(event.taken_in).as_millisecond());
+        bytes.put_i64_le(event.not_published_before.as_millisecond());
         if message.id.is_dead_letter {
-            self.put_short(event.dead_letter.map_or("", Label::as_str));
+            row::put_short(bytes, event.dead_letter.map_or("", Label::as_str));
         }
-        self.put_short(&message.kind);
-        self.put_long(&message.subject);
+        row::put_short(bytes, &message.kind);
+        row::put_long(bytes, &message.subject);
         if let Some(key) = &event.user {
-            self.put_long(key);
+            row::put_long(bytes, key);
         }
         if let Some(by_user) = &message.by_user {
-            self.bytes.put_i64_le(by_user.occurred_at.as_millisecond());
+            bytes.put_i64_le(by_user.occurred_at.as_millisecond());
         }
-        // No bus takes messages of 4 GiB.
-        self.bytes.put_u32_le(u32::try_from(message.payload.len()).unwrap_or(u32::MAX));
-        self.bytes.put_slice(&message.payload);
-        self.count += 1;
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "names of ours, all short")]
-    fn put_short(&mut self, text: &str) {
-        self.bytes.put_u8(text.len() as u8);
-        self.bytes.put_slice(text.as_bytes());
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "subjects and keys are bounded where they are made")]
-    fn put_long(&mut self, text: &str) {
-        self.bytes.put_u16_le(text.len() as u16);
-        self.bytes.put_slice(text.as_bytes());
+        row::put_payload(bytes, &message.payload);
     }
 
     pub(super) fn count(&self) -> u32 {
-        self.count
+        self.row.count()
     }
 
-    pub(super) fn finish(mut self) -> Vec<u8> {
-        self.bytes[HEADER - 4..HEADER].copy_from_slice(&self.count.to_le_bytes());
-        let checksum = crc32fast::hash(&self.bytes[CHECKSUM..]);
-        self.bytes[..CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
-        self.bytes
+    pub(super) fn finish(self) -> Vec<u8> {
+        self.row.finish()
     }
 }
 
@@ -140,12 +117,10 @@ pub(super) struct Row {
 }
 
 /// Reads a row back; `None` if it is not what was written. The events share its bytes.
-pub(super) fn read(row: &Bytes, moment: Moment) -> Option<Row> {
-    let mut rest = row.clone();
-    let checksum = rest.try_get_u32_le().ok()?;
-    if crc32fast::hash(&rest) != checksum {
-        return None;
-    }
+pub(super) fn read(bytes: &Bytes, moment: Moment) -> Option<Row> {
+    let mut rest = bytes.clone();
+    row::checked(&rest)?;
+    rest.advance(row::CHECKSUM);
     let number = rest.try_get_u64_le().ok()?;
     let stored_at = Timestamp::from_millisecond(rest.try_get_i64_le().ok()?).ok()?;
     let count = rest.try_get_u32_le().ok()?;

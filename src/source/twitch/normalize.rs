@@ -382,7 +382,8 @@ fn with_user(event: Event, author: &Author<'_>) -> Event {
 
 /// When Twitch says the line was sent.
 fn sent_at(parsed: &Parsed<'_>) -> Option<Timestamp> {
-    Timestamp::from_millisecond(parsed.tag("tmi-sent-ts")?.parse().ok()?).ok()
+    let milliseconds = parsed.tag("tmi-sent-ts")?.parse().ok().filter(|milliseconds| *milliseconds > 0)?;
+    Timestamp::from_millisecond(milliseconds).ok()
 }
 
 fn reply<'a>(parsed: &'a Parsed<'_>) -> Option<Reply<'a>> {
