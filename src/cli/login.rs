@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::client::{ClientArgs, Service};
 use super::{Failure, asked_to_stop, checked};
 use crate::app::{AppArgs, AppConfig, TokenDocument, open_oauth, open_store};
+use crate::audit::{Actor, Audited, Deed, Details, audited};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::retry::Backoff;
@@ -22,6 +23,7 @@ use crate::settings::Environment;
 use crate::source::twitch::credentials::oauth::{DeviceFlow, Granted, NotYet, OAuth, OAuthError};
 use crate::source::twitch::credentials::{CHAT_READ, Token, TokenStore, TokenStoreError};
 use crate::store::StoreDriver;
+use crate::store::measured::Store;
 use crate::telemetry::logs::{self, with_causes};
 
 /// No flow takes longer, whatever the service says.
@@ -48,7 +50,7 @@ pub(super) struct LoginArgs {
 /// Where a token goes.
 enum Place {
     /// Into a store that this process may open. The folder is held as long as this.
-    Here(TokenDocument, Option<DataDir>),
+    Here(Store, TokenDocument, Option<DataDir>),
     /// Into that of a service, which alone may write to it.
     Service,
 }
@@ -86,7 +88,7 @@ async fn log_in(
     say(&format!("Open {} and enter {}", flow.address, flow.user_code))?;
     let granted = approved(&oauth, &flow).await?;
     let token = token_of(&oauth, granted, clock).await?;
-    let in_use = store(&token, config, service).await?;
+    let in_use = store(&token, config, service, clock).await?;
     tell(args, &token, config, in_use)
 }
 
@@ -169,13 +171,14 @@ fn place(config: &AppConfig) -> Result<Place, Failure> {
         None
     };
     let store = open_store(&config.path, &config.data_dir, &Registry::new())?;
-    Ok(Place::Here(TokenDocument::new(store, &config.path.credentials().document), held))
+    let document = TokenDocument::new(store.clone(), &config.path.credentials().document);
+    Ok(Place::Here(store, document, held))
 }
 
 /// Whether a token could be stored, as far as can be seen.
 async fn look_at(config: &AppConfig, service: &Service) -> Result<(), Failure> {
     match place(config)? {
-        Place::Here(document, _held) => match document.read().await {
+        Place::Here(_, document, _held) => match document.read().await {
             // What is there is about to be replaced.
             Ok(_) | Err(TokenStoreError::Unusable(_)) => Ok(()),
             Err(error) => Err(unavailable(&error)),
@@ -186,15 +189,38 @@ async fn look_at(config: &AppConfig, service: &Service) -> Result<(), Failure> {
     }
 }
 
+/// What is recorded of it: whose the token is, nothing of the token.
+fn deed(token: &Token, config: &AppConfig) -> Deed {
+    let details = Details::new()
+        .shown("login", token.login.as_deref().unwrap_or_default())
+        .shown("id", token.user_id.as_deref().unwrap_or_default());
+    Deed {
+        actor: Actor::of_this_process(),
+        action: "inlet login".to_owned(),
+        target: config.path.credentials().document.to_string(),
+        details,
+        request_id: None,
+    }
+}
+
 fn unavailable(error: &TokenStoreError) -> Failure {
     Failure::Unavailable(with_causes(error))
 }
 
 /// Stores it; whether the service it went through uses it, if it is known.
-async fn store(token: &Token, config: &AppConfig, service: &Service) -> Result<Option<bool>, Failure> {
+async fn store(
+    token: &Token,
+    config: &AppConfig,
+    service: &Service,
+    clock: &Clock,
+) -> Result<Option<bool>, Failure> {
     match place(config)? {
-        Place::Here(document, _held) => {
-            document.replace(token.clone()).await.map_err(|error| unavailable(&error))?;
+        Place::Here(store, document, _held) => {
+            let act = document.replace(token.clone());
+            audited(&store, clock, deed(token, config), act).await.map_err(|error| match error {
+                Audited::NotRecorded(error) => Failure::Unavailable(with_causes(&error)),
+                Audited::Failed(error) => unavailable(&error),
+            })?;
             Ok(config.path.credentials().given.is_some().then_some(false))
         }
         Place::Service => {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State as Extract};
+use axum::http::StatusCode;
 use axum::routing::{MethodRouter, post};
 use serde_json::{Map, Value, json};
 
 use super::problem::{Problem, ProblemCode};
 use super::{Server, State};
+use crate::errors::Coded as _;
 use crate::source::twitch::credentials::Token;
 use crate::telemetry::logs::with_causes;
 
@@ -21,8 +24,14 @@ pub(super) fn route() -> MethodRouter<Arc<Server>> {
     post(login).layer(DefaultBodyLimit::max(LARGEST_BODY))
 }
 
-async fn login(Extract(server): State, body: Bytes) -> Result<Json<Value>, Problem> {
+async fn login(Extract(server): State, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Problem> {
     let bad = |message| Problem::new(ProblemCode::BadRequest, message);
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(ProblemCode::BodyTooLarge, "the body is larger than any token")
+        }
+        _ => bad("the body ended before it was whole"),
+    })?;
     // The library's own words would quote what was posted.
     let fields: Map<String, Value> =
         serde_json::from_slice(&body).map_err(|_| bad("the body is no JSON object"))?;
@@ -32,8 +41,8 @@ async fn login(Extract(server): State, body: Bytes) -> Result<Json<Value>, Probl
     };
     let shown = &server.shown;
     shown.token_document.replace(token).await.map_err(|error| {
-        tracing::warn!(error = with_causes(&error), "a token could not be stored");
-        Problem::new(ProblemCode::StoreUnavailable, "the user store does not take the token now; try again")
+        tracing::warn!(error_code = %error.code(), error = with_causes(&error), "a token could not be stored");
+        Problem::new(error.code(), "the user store does not take the token now; try again")
     })?;
     tracing::info!(login, "a person logged in");
     let source = shown.twitch.snapshot().token.source();

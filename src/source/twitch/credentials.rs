@@ -27,6 +27,7 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::errors::{Coded, ErrorCode};
 use crate::label;
 use crate::secret::Secret;
 use crate::telemetry::metrics::{CountersBy, Label as _, Register};
@@ -106,6 +107,15 @@ pub struct Account {
     pub token: Secret,
 }
 
+impl Coded for TokenStoreError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Conflict | Self::Away(_) => ErrorCode::StoreUnavailable,
+            Self::Unusable(_) => ErrorCode::TokenUnusable,
+        }
+    }
+}
+
 /// How it stands with the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,45 +130,16 @@ pub enum TokenState {
     LoginFailed,
 }
 
-label! {
-    /// What is wrong with the token.
-    pub enum TokenTrouble {
-        /// Twitch's OAuth does not answer, or fails.
-        OAuthUnavailable => "oauth_unavailable",
-        /// It cannot be read, or the next one cannot be stored.
-        StoreUnavailable => "store_unavailable",
-        /// Twitch does not take it any more, or gives no next one for it.
-        LoginFailed => "login_failed",
-        /// Twitch does not know the application.
-        ClientRefused => "client_refused",
-        /// It does not allow reading chat.
-        ScopeMissing => "scope_missing",
-        /// What is stored is none.
-        Unusable => "token_unusable",
-    }
-}
-
-impl TokenTrouble {
-    fn state(self) -> TokenState {
-        match self {
-            Self::OAuthUnavailable | Self::StoreUnavailable => TokenState::Degraded,
-            Self::LoginFailed | Self::ClientRefused | Self::ScopeMissing | Self::Unusable => {
-                TokenState::LoginFailed
-            }
-        }
-    }
-}
-
 /// The last thing that went wrong.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastTrouble {
     #[serde(serialize_with = "as_str")]
-    code: TokenTrouble,
+    code: ErrorCode,
     at: Timestamp,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
-fn as_str<S: Serializer>(code: &TokenTrouble, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_str<S: Serializer>(code: &ErrorCode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(code.as_str())
 }
 

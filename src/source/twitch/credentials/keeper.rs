@@ -21,10 +21,10 @@ use tokio::time::{Instant, sleep_until};
 use super::oauth::{Granted, OAuth, OAuthError, Validated};
 use super::pace::Pace;
 use super::{
-    CHAT_READ, Change, Claim, Credentials, OAuthOp, Stored, Token, TokenStore, TokenStoreError, TokenTrouble,
-    Verdict,
+    CHAT_READ, Change, Claim, Credentials, OAuthOp, Stored, Token, TokenStore, TokenStoreError, Verdict,
 };
 use crate::clock::Clock;
+use crate::errors::{Coded as _, ErrorCode};
 use crate::retry::Backoff;
 use crate::source::twitch::connection::stopped;
 use crate::telemetry::logs::with_causes;
@@ -74,7 +74,7 @@ pub struct Keeper {
     read_at: Option<Instant>,
     held: Option<Held>,
     unstored: Option<Unstored>,
-    trouble: Option<TokenTrouble>,
+    trouble: Option<ErrorCode>,
 }
 
 impl Keeper {
@@ -261,7 +261,7 @@ impl Keeper {
                 if has_scope {
                     self.well();
                 } else {
-                    self.fails(TokenTrouble::ScopeMissing, "it lacks chat:read", None);
+                    self.fails(ErrorCode::ScopeMissing, "it lacks chat:read", None);
                 }
             }
             Err(OAuthError::TokenRefused) => {
@@ -404,31 +404,20 @@ impl Keeper {
     /// Twitch's OAuth did not do what it was asked.
     fn refused(&mut self, error: &OAuthError) {
         let wait = self.pace.failed(Instant::now(), error.retry_after());
-        let trouble = match error {
-            OAuthError::TokenRefused => TokenTrouble::LoginFailed,
-            OAuthError::ClientRefused | OAuthError::NoClient => TokenTrouble::ClientRefused,
-            OAuthError::Away(_) | OAuthError::Status { .. } | OAuthError::Unreadable => {
-                TokenTrouble::OAuthUnavailable
-            }
-        };
-        self.fails(trouble, &with_causes(error), Some(wait));
+        self.fails(error.code(), &with_causes(error), Some(wait));
     }
 
     fn store_failed(&mut self, error: &TokenStoreError) {
         let wait = self.store_backoff.next_wait();
         self.store_wait = Some(Instant::now() + wait);
-        let trouble = match error {
-            TokenStoreError::Unusable(_) => TokenTrouble::Unusable,
-            TokenStoreError::Conflict | TokenStoreError::Away(_) => TokenTrouble::StoreUnavailable,
-        };
-        self.fails(trouble, &with_causes(error), Some(wait));
+        self.fails(error.code(), &with_causes(error), Some(wait));
     }
 
     fn store_works(&mut self) {
         self.read_at = Some(Instant::now());
         self.store_wait = None;
         self.store_backoff.reset();
-        if matches!(self.trouble, Some(TokenTrouble::StoreUnavailable | TokenTrouble::Unusable)) {
+        if matches!(self.trouble, Some(ErrorCode::StoreUnavailable | ErrorCode::TokenUnusable)) {
             self.well();
         }
     }

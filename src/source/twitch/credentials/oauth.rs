@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use super::settings::{OAuthClient, OAuthUrl};
 use super::token::{is_token_text, login_of, scopes, user_id_of};
+use crate::errors::{Coded, ErrorCode};
 use crate::secret::Secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -78,6 +79,16 @@ impl OAuthError {
         match self {
             Self::Away(_) | Self::Status { .. } | Self::Unreadable => true,
             Self::TokenRefused | Self::ClientRefused | Self::NoClient => false,
+        }
+    }
+}
+
+impl Coded for OAuthError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Away(_) | Self::Status { .. } | Self::Unreadable => ErrorCode::OAuthUnavailable,
+            Self::TokenRefused => ErrorCode::LoginFailed,
+            Self::ClientRefused | Self::NoClient => ErrorCode::ClientRefused,
         }
     }
 }

@@ -5,20 +5,29 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::super::oauth::OAuthError;
-use super::super::{Account, LastTrouble, OAuthOp, OAuthResult, Token, TokenState, TokenTrouble};
+use super::super::{Account, LastTrouble, OAuthOp, OAuthResult, Token, TokenState};
 use super::Keeper;
 use super::held::Held;
+use crate::errors::ErrorCode;
 use crate::telemetry::metrics::Label as _;
+
+/// How it stands with a token that this is wrong with.
+fn state_of(code: ErrorCode) -> TokenState {
+    match code {
+        ErrorCode::OAuthUnavailable | ErrorCode::StoreUnavailable => TokenState::Degraded,
+        _ => TokenState::LoginFailed,
+    }
+}
 
 impl Keeper {
     /// Says what is wrong, once, and shows it.
-    pub(super) fn fails(&mut self, trouble: TokenTrouble, error: &str, wait: Option<Duration>) {
-        let retry_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        let error_code = trouble.as_str();
-        if self.trouble != Some(trouble) {
+    pub(super) fn fails(&mut self, code: ErrorCode, error: &str, wait: Option<Duration>) {
+        if self.trouble != Some(code) {
+            let error_code = code.as_str();
+            let retry_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
             let remedy = self.remedy();
-            match trouble {
-                TokenTrouble::OAuthUnavailable => {
+            match code {
+                ErrorCode::OAuthUnavailable => {
                     tracing::warn!(
                         error_code,
                         error,
@@ -26,10 +35,23 @@ impl Keeper {
                         "Twitch's OAuth fails; the token stays as it is"
                     );
                 }
-                TokenTrouble::StoreUnavailable => {
+                ErrorCode::StoreUnavailable => {
                     tracing::warn!(error_code, error, retry_ms, "the token cannot be read or stored now");
                 }
-                TokenTrouble::LoginFailed => {
+                ErrorCode::ClientRefused => {
+                    tracing::error!(error_code, error, retry_ms, "the bot's token cannot be refreshed");
+                }
+                ErrorCode::ScopeMissing => {
+                    tracing::error!(
+                        error_code,
+                        error,
+                        "the bot's token does not allow reading chat: {remedy}"
+                    );
+                }
+                ErrorCode::TokenUnusable => {
+                    tracing::error!(error_code, error, "the stored token cannot be used: {remedy}");
+                }
+                _ => {
                     tracing::error!(
                         error_code,
                         error,
@@ -37,24 +59,11 @@ impl Keeper {
                         "Twitch no longer takes the bot's token: {remedy}"
                     );
                 }
-                TokenTrouble::ClientRefused => {
-                    tracing::error!(error_code, error, retry_ms, "the bot's token cannot be refreshed");
-                }
-                TokenTrouble::ScopeMissing => {
-                    tracing::error!(
-                        error_code,
-                        error,
-                        "the bot's token does not allow reading chat: {remedy}"
-                    );
-                }
-                TokenTrouble::Unusable => {
-                    tracing::error!(error_code, error, "the stored token cannot be used: {remedy}");
-                }
             }
         }
-        self.trouble = Some(trouble);
+        self.trouble = Some(code);
         let at = self.clock.now();
-        self.shared.show(|seen| seen.last_error = Some(LastTrouble { code: trouble, at }));
+        self.shared.show(|seen| seen.last_error = Some(LastTrouble { code, at }));
         self.show();
     }
 
@@ -84,7 +93,7 @@ impl Keeper {
         self.shared.metrics.expires.set(expires_at.map_or(0, Timestamp::as_second));
         self.shared.show(|seen| {
             let usual = if token.is_some() { TokenState::Ok } else { TokenState::Anonymous };
-            seen.state = self.trouble.map_or(usual, TokenTrouble::state);
+            seen.state = self.trouble.map_or(usual, state_of);
             seen.login = token.and_then(|token| token.login.clone());
             seen.user_id = token.and_then(|token| token.user_id.clone());
             seen.scopes = token.map(|token| token.scope.clone()).unwrap_or_default();
