@@ -58,6 +58,12 @@ async fn a_person_logs_in_and_the_service_reads_as_their_account_on_firestore() 
         (&json!(newest.access), &json!(newest.refresh))
     );
     assert_eq!((&fields["login"], &fields["userId"]), (&json!(LOGIN), &json!(USER_ID)));
+    // Who did it is on record, the token is not.
+    let audit = project.read_all("audit").await;
+    let records: Vec<_> = audit.values().filter(|record| record["action"] == "inlet login").collect();
+    assert_eq!(records.len(), 1, "{audit:?}");
+    assert_eq!((&records[0]["outcome"], &records[0]["details"]["login"]), (&json!("done"), &json!(LOGIN)));
+    assert_no_secret(&twitch.oauth, &[&format!("{audit:?}")]);
     // The service heard of it; who connects now is the account.
     token_is(&inlet, "validated", |token| token["lastValidatedAt"].is_string()).await;
     twitch.accept_only(&newest);

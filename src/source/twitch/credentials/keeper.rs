@@ -164,13 +164,13 @@ impl Keeper {
         let Some(held) = &mut self.held else { return };
         match verdict {
             Some(Verdict::Accepted(token)) if held.token().access.matches(token.expose()) => {
-                held.is_refused = false;
+                (held.is_refused, held.is_refused_by_chat) = (false, false);
                 if std::mem::take(&mut held.is_unproven) {
                     self.pace.succeeded();
                 }
             }
             Some(Verdict::Refused(token)) if held.token().access.matches(token.expose()) => {
-                held.is_refused = true;
+                (held.is_refused, held.is_refused_by_chat) = (true, true);
                 if held.is_unproven {
                     // Another one would fare no better.
                     self.pace.failed(now, None);
@@ -352,7 +352,8 @@ impl Keeper {
             login: spent.login.clone(),
         };
         let (revision, validated_at) = (held.stored.revision, held.validated_at);
-        self.unstored = Some(Unstored { token, spent, revision, validated_at, is_unproven: held.is_refused });
+        let is_unproven = held.is_refused_by_chat;
+        self.unstored = Some(Unstored { token, spent, revision, validated_at, is_unproven });
     }
 
     /// Stores what was got; then, and not before, it is in use.

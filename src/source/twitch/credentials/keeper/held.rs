@@ -34,14 +34,23 @@ pub(super) struct Held {
     pub(super) refresh_at: Option<Timestamp>,
     /// Twitch does not take it.
     pub(super) is_refused: bool,
-    /// It was got because Twitch did not take the one before, and it is not known whether it is any better.
+    /// It was chat that did not take it.
+    pub(super) is_refused_by_chat: bool,
+    /// It was got because chat did not take the one before, and it is not known whether it is any better.
     pub(super) is_unproven: bool,
 }
 
 impl Held {
     pub(super) fn new(stored: Stored, validated_at: Option<Timestamp>) -> Self {
         let refresh_at = refresh_at(&stored.token, fastrand::f64());
-        Self { stored, validated_at, refresh_at, is_refused: false, is_unproven: false }
+        Self {
+            stored,
+            validated_at,
+            refresh_at,
+            is_refused: false,
+            is_refused_by_chat: false,
+            is_unproven: false,
+        }
     }
 
     pub(super) fn token(&self) -> &Token {
