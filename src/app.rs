@@ -1,11 +1,14 @@
 //! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
 //! and at the end lets them go in the order of the path.
 
+mod account;
+pub mod check;
 mod config;
 mod path;
+mod token_document;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,18 +27,23 @@ use crate::envelope::Origin;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
+use crate::source::twitch::credentials::NewerTokenFile;
+use crate::source::twitch::credentials::oauth::OAuthSetupError;
 use crate::source::twitch::{
     BackfillUrl, Normalizer, ReplayDoor, SetupError, Surroundings, Twitch, TwitchMetrics, TwitchStatus,
 };
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
+use crate::telemetry::metrics::{Counters, Label as _};
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
 
+pub use account::{Account, open_account, open_oauth};
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
-pub use path::{Around, People, lay_path, open_bus, open_people};
+pub use path::{Around, People, lay_path, open_bus, open_people, open_store};
+pub use token_document::TokenDocument;
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -70,6 +78,12 @@ pub enum AppError {
     /// The Twitch source.
     #[error(transparent)]
     Source(#[from] SetupError),
+    /// The token that a run before left.
+    #[error(transparent)]
+    Token(#[from] NewerTokenFile),
+    /// Twitch's OAuth.
+    #[error(transparent)]
+    OAuth(#[from] OAuthSetupError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -101,6 +115,8 @@ impl AppError {
             | Self::BusUnfit(_)
             | Self::CountingUnfit(_)
             | Self::Source(_)
+            | Self::Token(_)
+            | Self::OAuth(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
             Self::Outbox(OutboxError::File(error))
@@ -116,9 +132,21 @@ impl AppError {
     }
 }
 
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Events that its sources took in.
+    pub received: u64,
+    /// Events that the stream acknowledged as new.
+    pub published: u64,
+    /// Users met for the first time.
+    pub users: u64,
+}
+
 /// A running service.
 pub struct App {
     address: SocketAddr,
+    bus: Arc<dyn Bus>,
     tasks: Tasks,
     /// Stops what faces the outside.
     stop: watch::Sender<bool>,
@@ -136,26 +164,23 @@ pub struct App {
 impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
-        let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
-        let listener = listen(&config.http).await?;
-        let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
-        data_dir.say(&holder(address.port()))?;
+        let (data_dir, listener, address) = take_place(&config).await?;
         say_hello(&config, address);
         let path = &config.path;
-        let registry = new_registry()?;
+        let (registry, mut tasks) = (new_registry()?, Tasks::new());
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
-        let people = open_people(path, data_dir.path(), &bus, &registry, &clock)?;
-        let mut tasks = Tasks::new();
+        let store = open_store(path, data_dir.path(), &registry)?;
+        let Account { status, document, keeper } =
+            open_account(path, data_dir.path(), &store, (&twitch_metrics, &registry), &clock)?;
+        let people = open_people(path, store, &bus, &registry, &clock)?;
         let around = Around::new(&bus, &people, &pipeline, &clock);
         let (intake, outbox, of_path) =
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
-        let status =
-            Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path().to_owned())?;
+        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path())?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
@@ -170,15 +195,17 @@ impl App {
             bus: Arc::clone(&bus),
             metrics: Arc::new(HttpMetrics::new(&registry)?),
             registry,
+            token_document: document,
             replay: Arc::clone(&replay),
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
-        hear_of(&*bus).await?;
-        hear_of_counting(people.users.as_ref()).await?;
+        hear_of_both(&*bus, people.users.as_ref()).await?;
         match source {
             Some(source) => {
-                let last_stored = |started| last_stored_before(bus, started);
+                tasks.spawn("twitch token", keeper.run(stop.subscribe()));
+                let asked = Arc::clone(&bus);
+                let last_stored = |started| last_stored_before(asked, started);
                 let source = |stop| source.run(intake, last_stored, stop);
                 tasks.spawn("twitch", when_caught_up(people.users.clone(), source, stop.subscribe()));
             }
@@ -186,6 +213,7 @@ impl App {
         }
         Ok(Self {
             address,
+            bus,
             tasks,
             stop,
             close_http,
@@ -203,8 +231,23 @@ impl App {
         self.address
     }
 
+    /// The stream that it publishes to.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        Arc::clone(&self.bus)
+    }
+
+    fn tally(&self) -> Tally {
+        let sum =
+            |counters: &Counters<Origin>| Origin::ALL.iter().map(|origin| counters.of(*origin).get()).sum();
+        Tally {
+            received: sum(&self.pipeline.received),
+            published: sum(&self.pipeline.published),
+            users: self.users.as_ref().map_or(0, Users::created),
+        }
+    }
+
     /// Runs until `stop` is done or a part ends; then lets everything go, within the grace.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<Tally, AppError> {
         let ended = tokio::select! {
             () = stop => None,
             ended = self.tasks.next_end() => ended,
@@ -220,6 +263,8 @@ impl App {
         self.replay.close();
         let settling = timeout_at(deadline, async {
             self.tasks.join("twitch").await;
+            // A token that Twitch has just issued is stored before the end.
+            self.tasks.join("twitch token").await;
             self.tasks.join("pipeline").await;
         });
         drop(settling.await);
@@ -241,7 +286,7 @@ impl App {
         match ended {
             Some(Ended { name, .. }) => Err(AppError::PartEnded(name)),
             None if lost > 0 => Err(AppError::NotSettled(lost)),
-            None => Ok(()),
+            None => Ok(self.tally()),
         }
     }
 }
@@ -297,6 +342,12 @@ fn parts(
     parts
 }
 
+/// Waits a moment for each: whether the bus is there and fits, and whether its stream may be counted.
+async fn hear_of_both(bus: &dyn Bus, users: Option<&Users>) -> Result<(), AppError> {
+    hear_of(bus).await?;
+    hear_of_counting(users).await
+}
+
 /// Waits a moment to hear whether the stream may be counted.
 async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
     let Some(users) = users else { return Ok(()) };
@@ -314,6 +365,15 @@ async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
         Ok(Some(Following::Unfit(why))) => Err(AppError::CountingUnfit(why)),
         _ => Ok(()),
     }
+}
+
+/// The folder and the port, each of one service at a time.
+async fn take_place(config: &AppConfig) -> Result<(DataDir, TcpListener, SocketAddr), AppError> {
+    let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
+    let listener = listen(&config.http).await?;
+    let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
+    data_dir.say(&holder(address.port()))?;
+    Ok((data_dir, listener, address))
 }
 
 fn holder(port: u16) -> String {
@@ -334,16 +394,16 @@ fn twitch(
     path: &PathConfig,
     (status, metrics): (&Arc<TwitchStatus>, &Arc<TwitchMetrics>),
     clock: Clock,
-    folder: PathBuf,
+    folder: &Path,
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
         tracing::warn!(
-            "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
+            "no channels: set TWITCH_CHANNELS to read chat (`inlet demo` shows how it looks without any)"
         );
         return Ok(None);
     }
     let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
-    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
+    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder: folder.to_owned() };
     Ok(Some(Twitch::new(path.twitch.clone(), around)?))
 }
 

@@ -1,6 +1,10 @@
 //! What a person types: the commands, their settings, their exit codes.
 
+mod check;
 mod client;
+mod demo;
+mod login;
+mod printer;
 mod probe;
 mod replay;
 mod serve;
@@ -25,9 +29,11 @@ use crate::telemetry::logs::{say_panics, with_causes};
 const AFTER_HELP: &str = "\
 Every flag is also an environment variable: --twitch-channels is TWITCH_CHANNELS.
 Secrets have no flag; they are read from NAME, or from the file that NAME_FILE names:
-  TWITCH_BOT_ACCESS_TOKEN  token of TWITCH_BOT_USERNAME, with or without `oauth:`
-  ADMIN_TOKEN              guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
-  STREAM_TOKEN             opens /v1/stream alone, also as ?access_token=
+  TWITCH_BOT_ACCESS_TOKEN   token of TWITCH_BOT_USERNAME, with or without `oauth:`
+  TWITCH_BOT_REFRESH_TOKEN  what gets the next one
+  TWITCH_CLIENT_SECRET      secret of TWITCH_CLIENT_ID; a public client has none
+  ADMIN_TOKEN               guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
+  STREAM_TOKEN              opens /v1/stream alone, also as ?access_token=
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 unavailable, 78 configuration.";
 
@@ -44,6 +50,8 @@ enum Command {
     /// The service: chat in, stream out, the operator's HTTP on PORT
     #[command(after_help = AFTER_HELP)]
     Serve(Box<serve::ServeArgs>),
+    /// The service on embedded parts against a simulated Twitch: no account, no network, no server, nothing left behind
+    Demo(demo::DemoArgs),
     /// Feed raw captured IRC lines through the same path; running it twice publishes nothing new
     #[command(after_help = AFTER_HELP)]
     Replay(Box<replay::ReplayArgs>),
@@ -53,6 +61,12 @@ enum Command {
     /// Users: show, list, note, tag, ignore, forget
     #[command(after_help = AFTER_HELP)]
     User(Box<user::UserArgs>),
+    /// Look at everything that serve would need, and change nothing: one line each, exit 0, 69 (away) or 78
+    #[command(after_help = AFTER_HELP)]
+    Check(Box<check::CheckArgs>),
+    /// Let Inlet read chat as an account: shows a code to enter at Twitch, and stores the token
+    #[command(after_help = AFTER_HELP)]
+    Login(Box<login::LoginArgs>),
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
@@ -159,9 +173,12 @@ fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
     let done = runtime.block_on(async {
         match command {
             Command::Serve(args) => serve::run(&args, environment).await,
+            Command::Demo(args) => demo::run(&args, environment).await,
             Command::Replay(args) => replay::run(&args, environment).await,
             Command::Tail(args) => tail::run(&args, environment).await,
             Command::User(args) => user::run(&args, environment).await,
+            Command::Check(args) => check::run(&args, environment).await,
+            Command::Login(args) => login::run(&args, environment).await,
             Command::Probe(args) => probe::run(&args, environment).await,
             Command::Simulate(args) => simulate::run(*args, clock::system_milliseconds, asked_to_stop())
                 .await

@@ -4,6 +4,7 @@ mod access;
 mod connections;
 mod debug;
 mod health;
+mod login;
 mod metrics;
 mod origins;
 mod page;
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::credentials::TokenStore;
 use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
 use crate::tasks::Tasks;
@@ -157,6 +159,8 @@ pub struct Shown {
     pub registry: Registry,
     /// Requests.
     pub metrics: Arc<HttpMetrics>,
+    /// Where `/admin/login` puts a token.
+    pub token_document: Arc<dyn TokenStore>,
     /// Becomes true when the service stops taking in.
     pub draining: watch::Receiver<bool>,
     /// The door for `/admin/replay`, until the service shuts down.
@@ -208,6 +212,7 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/config", get(debug::config))
         .route("/admin/replay", post(replay::replay))
         .merge(users::routes())
+        .route("/admin/login", login::route())
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
     let streamed = Router::new()
         .route("/v1/stream", get(stream::stream).options(access::preflight))

@@ -58,6 +58,12 @@ pub async fn open_bus(config: &PathConfig, folder: &Path, clock: &Clock) -> Resu
     Ok(bus)
 }
 
+/// The user store, with its figures.
+pub fn open_store(config: &PathConfig, folder: &Path, registry: &Registry) -> Result<Store, AppError> {
+    let requests = Arc::new(StoreMetrics::new(registry)?);
+    Ok(Store::new(store::open(&config.store, folder)?, requests))
+}
+
 /// What the path needs to know of people.
 pub struct People {
     /// Where they are known.
@@ -75,16 +81,15 @@ impl People {
     }
 }
 
-/// Opens the user store. Without enrichment it says who is not taken in, and nothing else is asked of it.
+/// Who is not taken in, and who meets the others. Without enrichment nothing else is asked of the store.
 pub fn open_people(
     config: &PathConfig,
-    folder: &Path,
+    store: Store,
     bus: &Arc<dyn Bus>,
     registry: &Registry,
     clock: &Clock,
 ) -> Result<People, AppError> {
-    let (metrics, requests) = (Arc::new(UserMetrics::new(registry)?), Arc::new(StoreMetrics::new(registry)?));
-    let store = Store::new(store::open(&config.store, folder)?, requests);
+    let metrics = Arc::new(UserMetrics::new(registry)?);
     let barred = Barred::new();
     let users = (config.enrich.mode != EnrichMode::Off).then(|| {
         let around = (metrics, clock.clone(), barred.clone());

@@ -39,6 +39,8 @@ label! {
         AdminUserIgnored => "/admin/users/{key}/ignored",
         /// Whether a user is forgotten.
         AdminUserForgotten => "/admin/users/{key}/forgotten",
+        /// A token.
+        AdminLogin => "/admin/login",
         /// Everything else.
         Unmatched => "unmatched",
     }

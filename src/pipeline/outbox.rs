@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::enrich::Enriched;
 use crate::clock::Clock;
-use crate::redb_file::FileError;
+use crate::redb_file::{self, FileError};
 use crate::retry::Backoff;
 use file::{Change, OutboxFile};
 use filling::{Filling, disk_bytes};
@@ -132,6 +132,11 @@ pub(super) enum Stored {
 }
 
 impl Outbox {
+    /// Whether the outbox in `folder` could be opened, or made. Nothing is.
+    pub fn look(folder: &Path) -> Result<(), OutboxError> {
+        Ok(redb_file::look(&folder.join(FILE_NAME), file::FORMAT)?)
+    }
+
     /// Opens the outbox in `folder`, or makes it. `Outbox::next_recovered` brings what lies in it.
     pub async fn open(
         folder: &Path,

@@ -8,10 +8,15 @@
     reason = "a test that cannot go on must stop, and reads its own environment"
 )]
 
+mod accounts;
 mod bad_input;
+mod check;
+mod client;
 mod commands;
 mod confined;
+mod consumers;
 mod contract;
+mod demo;
 mod faults;
 mod forms;
 mod fuzz;

@@ -341,8 +341,8 @@ async fn last_of(inlet: &Inlet, id: &str) -> Option<Value> {
     let output =
         run(&["tail", "--json", "--after", "0", "--count", &(held(inlet).await).to_string()], &environment);
     let text = String::from_utf8(output.stdout).unwrap();
-    let bodies = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    bodies.filter(|body| body["user"]["id"] == id).next_back()
+    let mut bodies = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    bodies.rfind(|body| body["user"]["id"] == id)
 }
 
 async fn held(inlet: &Inlet) -> u64 {

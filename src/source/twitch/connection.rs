@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::credentials::Account;
 use super::dial::{Transport, dial};
 use super::fleet::Shared;
 use super::ledger::Mark;
@@ -28,7 +29,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// And so long after, the peer is dead, however open the socket looks.
 const ANSWER: Duration = Duration::from_secs(8);
 /// From the connection to the welcome.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection whose channels are all heard elsewhere is read so much longer: what Twitch sent before the new one was
 /// joined may still be on its way to the old one.
@@ -136,6 +137,8 @@ struct Session<'a> {
     connection: &'a mut Connection,
     socket: Box<dyn Transport>,
     lines: Lines,
+    /// `None`: anonymous.
+    account: Option<Account>,
     nick: String,
     is_logged_in: bool,
     last_heard: Instant,
@@ -157,14 +160,13 @@ impl Connection {
     }
 
     async fn talk(&mut self, socket: Box<dyn Transport>, stop: watch::Receiver<bool>) -> End {
-        let nick = match &self.shared.config.account {
-            Some(account) => account.username.clone(),
-            None => format!("justinfan{}", fastrand::u32(10_000..100_000)),
-        };
+        let account = self.shared.status.credentials().account();
+        let nick = nick(account.as_ref());
         let mut session = Session {
             connection: self,
             socket,
             lines: Lines::new(),
+            account,
             nick,
             is_logged_in: false,
             last_heard: Instant::now(),
@@ -218,12 +220,7 @@ impl Session<'_> {
     }
 
     async fn log_in(&mut self) -> Result<(), End> {
-        let pass = match &self.connection.shared.config.account {
-            Some(account) => format!("PASS oauth:{}\r\n", account.token.expose()),
-            None => String::new(),
-        };
-        let nick = &self.nick;
-        let hello = format!("CAP REQ :twitch.tv/tags twitch.tv/commands\r\n{pass}NICK {nick}\r\n");
+        let hello = hello(self.account.as_ref(), &self.nick);
         self.write(&hello).await?;
         self.connection.report(What::LoggingIn { at: Instant::now() }).await;
         Ok(())
@@ -303,6 +300,9 @@ impl Session<'_> {
             "PONG" if params.last().is_some_and(|token| token == LAST) => return Err(End::Replaced),
             "001" => {
                 self.is_logged_in = true;
+                if let Some(account) = &self.account {
+                    self.connection.shared.status.credentials().accepted(&account.token);
+                }
                 tracing::info!(account = self.nick, connection = self.connection.id, "connected to Twitch");
                 self.connection.report(What::LoggedIn { nick: self.nick.clone() }).await;
             }
@@ -325,7 +325,12 @@ impl Session<'_> {
             Some("msg_banned") => JoinFailure::Banned,
             Some("msg_channel_suspended") => JoinFailure::Suspended,
             // A refused login has no id; before the welcome nothing else is said this way.
-            None if !self.is_logged_in => return Err(End::LoginRefused(text.to_owned())),
+            None if !self.is_logged_in => {
+                if let Some(account) = &self.account {
+                    self.connection.shared.status.credentials().refused(&account.token);
+                }
+                return Err(End::LoginRefused(text.to_owned()));
+            }
             _ => return Ok(()),
         };
         self.connection.report(What::Refused { channel: channel.to_owned(), why }).await;
@@ -355,6 +360,23 @@ impl Session<'_> {
             Closing::Asked(_) | Closing::No => Err(End::Replaced),
         }
     }
+}
+
+/// Who to log in as: `justinfan` and a number is anybody.
+pub(super) fn nick(account: Option<&Account>) -> String {
+    match account {
+        Some(account) => account.username.clone(),
+        None => format!("justinfan{}", fastrand::u32(10_000..100_000)),
+    }
+}
+
+/// The first lines of a connection.
+pub(super) fn hello(account: Option<&Account>, nick: &str) -> String {
+    let pass = match account {
+        Some(account) => format!("PASS oauth:{}\r\n", account.token.expose()),
+        None => String::new(),
+    };
+    format!("CAP REQ :twitch.tv/tags twitch.tv/commands\r\n{pass}NICK {nick}\r\n")
 }
 
 /// The channel of an event.
