@@ -232,10 +232,10 @@ impl Barred {
                     tracing::debug!("the listener for who is not taken in was interrupted");
                 }
                 Err(error) => {
-                    self.give_up_waiting(users.as_ref(), &error);
                     if error.is_transient() {
                         tracing::debug!(error = %error, "who is not taken in cannot be followed now");
                     } else {
+                        self.give_up_waiting(users.as_ref(), &error);
                         said.failure(&error, "who is ignored or forgotten cannot be followed");
                     }
                 }
