@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use inlet::app::{AppArgs, Around, PathConfig, lay_path, open_bus, open_users};
+use inlet::app::{AppArgs, Around, PathConfig, lay_path, open_bus, open_store, open_users};
 use inlet::bus::{Bus, ByUser, Message, Numbered};
 use inlet::clock::Clock;
 use inlet::envelope::draft::{Content, Event, PayloadJson, Role, SourceRef, User};
@@ -57,8 +57,8 @@ impl Laid {
         let config = config(folder, flags);
         let registry = Registry::new();
         let bus = open_bus(&config, folder, clock).await.expect("a bus");
-        let users =
-            open_users(&config, folder, &bus, &registry, clock).expect("a store").expect("enrichment");
+        let store = open_store(&config, folder, &registry).expect("a store");
+        let users = open_users(&config, store, &bus, &registry, clock).expect("metrics").expect("enrichment");
         let metrics = Arc::new(PipelineMetrics::new(&registry).expect("metrics"));
         let mut tasks = Tasks::new();
         let around = Around::new(&bus, Some(&users), &metrics, clock);

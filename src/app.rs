@@ -30,12 +30,13 @@ use crate::source::twitch::{
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
+use crate::telemetry::tally::ErrorTally;
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
 
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
-pub use path::{Around, lay_path, open_bus, open_users};
+pub use path::{Around, lay_path, open_bus, open_store, open_users};
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -136,17 +137,14 @@ pub struct App {
 impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
-        let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
-        let listener = listen(&config.http).await?;
-        let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
-        data_dir.say(&holder(address.port()))?;
-        say_hello(&config, address);
+        let (data_dir, listener, address) = take_place(&config).await?;
         let path = &config.path;
-        let registry = new_registry()?;
+        let (registry, errors) = new_registry(&clock)?;
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
-        let users = open_users(path, data_dir.path(), &bus, &registry, &clock)?;
+        let store = open_store(path, data_dir.path(), &registry)?;
+        let users = open_users(path, store.clone(), &bus, &registry, &clock)?;
         let mut tasks = Tasks::new();
         let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
         let (intake, outbox, of_path) =
@@ -156,7 +154,7 @@ impl App {
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
         let folder = data_dir.path().to_owned();
-        let source = twitch(path, (&status, &twitch_metrics), clock, folder)?;
+        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), folder)?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
@@ -170,6 +168,9 @@ impl App {
             metrics: Arc::new(HttpMetrics::new(&registry)?),
             registry,
             replay: Arc::clone(&replay),
+            store,
+            clock,
+            errors,
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
@@ -320,6 +321,17 @@ fn holder(port: u16) -> String {
     format!("inlet serve, process {}, port {port}", std::process::id())
 }
 
+/// The folder and the port, ours from here on.
+async fn take_place(config: &AppConfig) -> Result<(DataDir, TcpListener, SocketAddr), AppError> {
+    let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
+    let listener = listen(&config.http).await?;
+    let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
+    data_dir.say(&holder(address.port()))?;
+    say_hello(config, address);
+    config.http.say_weak_tokens();
+    Ok((data_dir, listener, address))
+}
+
 fn listen_error(config: &HttpConfig, source: std::io::Error) -> AppError {
     AppError::Listen { address: SocketAddr::new(config.address, config.port), source }
 }
@@ -353,15 +365,17 @@ fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
     is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 
-/// With what is always there: the process and the build.
-fn new_registry() -> prometheus::Result<Registry> {
+/// With what is always there: the process, the build, and what goes wrong.
+fn new_registry(clock: &Clock) -> prometheus::Result<(Registry, ErrorTally)> {
     let registry = Registry::new();
+    let errors = ErrorTally::of_the_log(clock)?;
+    errors.register(&registry)?;
     registry.register(Box::new(ProcessCollector::for_self()))?;
     let build =
         IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
-    Ok(registry)
+    Ok((registry, errors))
 }
 
 fn say_hello(config: &AppConfig, address: SocketAddr) {

@@ -156,6 +156,8 @@ codes! {
     /// The bus does not even take the dead letter; the event exists in the log alone.
     Undeliverable => "undeliverable", None, "Read the bus's words in the log; the event is lost.";
 
+    /// A token is so short that it can be guessed.
+    WeakToken => "weak_token", None, "Choose 32 random bytes: `openssl rand -base64 32`.";
     /// Connections to the operator's HTTP cannot be taken.
     AcceptFailed => "accept_failed", None, "Raise the limit of open files (`ulimit -n`).";
     /// A part of the service ended that should not have; the service shuts down.

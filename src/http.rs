@@ -1,8 +1,10 @@
 //! The operator's HTTP: probes, metrics, a look inside, and the stream of what was published.
 
 mod access;
+mod audit;
 mod connections;
 mod debug;
+mod errors;
 mod health;
 mod metrics;
 mod problem;
@@ -11,7 +13,7 @@ mod request;
 mod stream;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -24,12 +26,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
 use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
+use crate::store::measured::Store;
 use crate::tasks::Tasks;
+use crate::telemetry::tally::ErrorTally;
 
 use connections::Limits;
 
@@ -38,6 +44,8 @@ pub use metrics::HttpMetrics;
 /// Connections at a time, besides those of `/v1/stream`'s readers. Well below the 1024 descriptors that a process usually
 /// has: the bus, the sources and the files need theirs.
 const CONNECTIONS: usize = 256;
+/// A token that is shorter is weak, in characters.
+const SHORTEST_TOKEN: usize = 16;
 /// For the head of a request, and between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For whoever asked to read on.
@@ -70,6 +78,9 @@ pub struct HttpConfig {
     /// Guards what is not for everybody.
     #[serde(rename = "ADMIN_TOKEN")]
     pub admin_token: Option<Secret>,
+    /// Opens what that does, while one takes the other's place.
+    #[serde(rename = "ADMIN_TOKEN_NEXT")]
+    pub next_admin_token: Option<Secret>,
     /// Readers of `/v1/stream`.
     #[serde(rename = "STREAM_MAX_CLIENTS")]
     pub stream_max_clients: usize,
@@ -86,16 +97,41 @@ impl HttpArgs {
             problems.parse("STREAM_MAX_CLIENTS", &self.stream_max_clients, settings::count(0, 10_000));
         let before = problems.lines().len();
         let admin_token = environment.secret("ADMIN_TOKEN", problems);
+        let next_admin_token = environment.secret("ADMIN_TOKEN_NEXT", problems);
+        if next_admin_token.is_some() && admin_token.is_none() {
+            problems
+                .add("ADMIN_TOKEN_NEXT", "takes the place of ADMIN_TOKEN, which is not set; set that one");
+        }
         if problems.lines().len() > before {
             return None;
         }
-        Some(HttpConfig { port: port?, address: address?, admin_token, stream_max_clients: clients? })
+        Some(HttpConfig {
+            port: port?,
+            address: address?,
+            admin_token,
+            next_admin_token,
+            stream_max_clients: clients?,
+        })
     }
 
     /// The port alone, for commands that talk to the service.
     pub fn check_port(&self, problems: &mut Problems) -> Option<u16> {
         let port = problems.parse("PORT", &self.port, settings::number(0, u64::from(u16::MAX)));
         port.and_then(|port| u16::try_from(port).ok())
+    }
+}
+
+impl HttpConfig {
+    /// Says which tokens are so short that they can be guessed. They are taken all the same.
+    pub fn say_weak_tokens(&self) {
+        let tokens = [("ADMIN_TOKEN", &self.admin_token), ("ADMIN_TOKEN_NEXT", &self.next_admin_token)];
+        let is_weak = |token: &Option<Secret>| {
+            token.as_ref().is_some_and(|token| token.expose().len() < SHORTEST_TOKEN)
+        };
+        for (setting, _) in tokens.iter().filter(|(_, token)| is_weak(token)) {
+            let error_code = ErrorCode::WeakToken;
+            tracing::warn!(%error_code, setting, "a token of less than {SHORTEST_TOKEN} characters can be guessed");
+        }
     }
 }
 
@@ -121,6 +157,12 @@ pub struct Shown {
     pub draining: watch::Receiver<bool>,
     /// The door for `/admin/replay`, until the service shuts down.
     pub replay: Arc<ReplayDoor>,
+    /// Where it is recorded what operators do.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+    /// What went wrong so far.
+    pub errors: ErrorTally,
 }
 
 /// Shared by all requests.
@@ -130,6 +172,8 @@ struct Server {
     /// The pumps of `/v1/stream`.
     pumps: Mutex<Tasks>,
     places: stream::Places,
+    /// What operators do now.
+    acts: Mutex<Tasks>,
     /// Becomes true at shutdown: streams without end end.
     closing: watch::Receiver<bool>,
 }
@@ -148,9 +192,13 @@ pub async fn serve(listener: TcpListener, shown: Shown, closing: watch::Receiver
         started: Instant::now(),
         pumps: Mutex::new(Tasks::new()),
         places: stream::Places::default(),
+        acts: Mutex::new(Tasks::new()),
         closing: closing.clone(),
     });
     connections::serve(listener, router(&server), limits, closing).await;
+    // Whoever asked for them may be gone already.
+    let mut acts = std::mem::take(&mut *server.acts.lock().unwrap_or_else(PoisonError::into_inner));
+    while acts.next_end().await.is_some() {}
 }
 
 fn router(server: &Arc<Server>) -> Router {
@@ -159,6 +207,9 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/config", get(debug::config))
         .route("/v1/stream", get(stream::stream))
         .route("/admin/replay", post(replay::replay))
+        .route("/admin/audit", get(audit::list))
+        .route("/admin/errors", get(errors::errors))
+        .route_layer(from_fn_with_state(Arc::clone(server), audit::record))
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
     let mut open = Router::new().route("/metrics", get(metrics::metrics));
     for path in ["/livez", "/live"] {

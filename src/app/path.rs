@@ -58,19 +58,24 @@ pub async fn open_bus(config: &PathConfig, folder: &Path, clock: &Clock) -> Resu
     Ok(bus)
 }
 
+/// The user store, with its figures.
+pub fn open_store(config: &PathConfig, folder: &Path, registry: &Registry) -> Result<Store, AppError> {
+    let requests = Arc::new(StoreMetrics::new(registry)?);
+    Ok(Store::new(store::open(&config.store, folder)?, requests))
+}
+
 /// Who meets events on their way, unless enrichment is off.
 pub fn open_users(
     config: &PathConfig,
-    folder: &Path,
+    store: Store,
     bus: &Arc<dyn Bus>,
     registry: &Registry,
     clock: &Clock,
 ) -> Result<Option<Users>, AppError> {
-    let (users, requests) = (Arc::new(UserMetrics::new(registry)?), Arc::new(StoreMetrics::new(registry)?));
+    let users = Arc::new(UserMetrics::new(registry)?);
     if config.enrich.mode == EnrichMode::Off {
         return Ok(None);
     }
-    let store = Store::new(store::open(&config.store, folder)?, requests);
     let [subject, _] = config.bus.subjects.patterns();
     let enrich = config.enrich.clone();
     Ok(Some(Users::new(store, Arc::clone(bus), subject, enrich, (users, clock.clone()))))

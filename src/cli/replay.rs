@@ -15,7 +15,7 @@ use tokio_util::io::ReaderStream;
 use super::client::{ClientArgs, Service};
 use super::tail::Printer;
 use super::{Failure, checked};
-use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_users};
+use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_store, open_users};
 use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
@@ -130,7 +130,8 @@ async fn here(
     let metrics = Arc::new(PipelineMetrics::new(&registry).map_err(failed)?);
     let twitch = Arc::new(TwitchMetrics::new(&registry).map_err(failed)?);
     let before = if args.show { Some(end_of(&bus).await?) } else { None };
-    let users = open_users(path, &config.data_dir, &bus, &registry, &clock)?;
+    let store = open_store(path, &config.data_dir, &registry)?;
+    let users = open_users(path, store, &bus, &registry, &clock)?;
     let mut tasks = Tasks::new();
     let around = Around::new(&bus, users.as_ref(), &metrics, &clock);
     let intake = lay_path(path, around, &mut tasks).await?;

@@ -8,9 +8,9 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::Server;
 use super::problem::{Problem, ProblemCode};
-use crate::secret::Secret;
+use super::{HttpConfig, Server};
+use crate::audit::Actor;
 
 /// Headers that a proxy adds: behind one, a loopback peer says nothing about who asks.
 const FORWARDING: [&str; 6] =
@@ -23,21 +23,31 @@ const FETCH_SITE: &str = "sec-fetch-site";
 pub(super) async fn guard(
     Extract(server): Extract<Arc<Server>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    check(server.shown.config.admin_token.as_ref(), peer.ip(), request.headers())?;
+    let actor = check(&server.shown.config, peer.ip(), request.headers())?;
+    request.extensions_mut().insert(actor);
     Ok(next.run(request).await)
 }
 
-fn check(token: Option<&Secret>, peer: IpAddr, headers: &HeaderMap) -> Result<(), Problem> {
-    match token {
-        Some(token) if bearer(headers).is_some_and(|given| token.matches(given)) => Ok(()),
-        Some(_) => Err(Problem::new(
-            ProblemCode::Unauthorized,
-            "this needs the header Authorization: Bearer ADMIN_TOKEN",
-        )),
-        None if is_local(peer, headers) => Ok(()),
+/// Whose token it is. All are compared, whichever it is.
+fn operator(config: &HttpConfig, given: &str) -> Option<Actor> {
+    let tokens =
+        [(&config.admin_token, Actor::AdminToken), (&config.next_admin_token, Actor::NextAdminToken)];
+    let matching = tokens
+        .map(|(token, actor)| token.as_ref().is_some_and(|token| token.matches(given)).then_some(actor));
+    matching.into_iter().flatten().next()
+}
+
+/// Who asks.
+fn check(config: &HttpConfig, peer: IpAddr, headers: &HeaderMap) -> Result<Actor, Problem> {
+    let actor = bearer(headers).and_then(|given| operator(config, given));
+    match config.admin_token {
+        Some(_) => actor.ok_or_else(|| {
+            Problem::new(ProblemCode::Unauthorized, "this needs the header Authorization: Bearer ADMIN_TOKEN")
+        }),
+        None if is_local(peer, headers) => Ok(Actor::Loopback),
         None => Err(Problem::new(
             ProblemCode::LoopbackOnly,
             "this answers on the machine itself only; set ADMIN_TOKEN to use it from elsewhere",
@@ -82,6 +92,7 @@ fn is_local_name(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::Secret;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs
@@ -90,9 +101,19 @@ mod tests {
             .collect()
     }
 
+    fn config(admin_token: Option<&str>, next_admin_token: Option<&str>) -> HttpConfig {
+        HttpConfig {
+            port: 0,
+            address: IpAddr::from([127, 0, 0, 1]),
+            admin_token: admin_token.map(Secret::new),
+            next_admin_token: next_admin_token.map(Secret::new),
+            stream_max_clients: 1,
+        }
+    }
+
     fn outcome(token: Option<&str>, peer: &str, pairs: &[(&'static str, &str)]) -> Option<ProblemCode> {
-        let token = token.map(Secret::new);
-        check(token.as_ref(), peer.parse().unwrap(), &headers(pairs)).err().map(|problem| problem.code())
+        let checked = check(&config(token, None), peer.parse().unwrap(), &headers(pairs));
+        checked.err().map(|problem| problem.code())
     }
 
     #[test]
@@ -119,6 +140,22 @@ mod tests {
         ] {
             assert_eq!(outcome(None, peer, pairs), expected, "{peer} {pairs:?}");
         }
+    }
+
+    #[test]
+    fn either_token_opens_and_it_is_known_which() {
+        let config = config(Some("this year's"), Some("next year's"));
+        for (given, expected) in [
+            ("this year's", Some(Actor::AdminToken)),
+            ("next year's", Some(Actor::NextAdminToken)),
+            ("last year's", None),
+            ("next year'", None),
+            ("", None),
+        ] {
+            assert_eq!(operator(&config, given), expected, "{given:?}");
+        }
+        let same = self::config(Some("same"), Some("same"));
+        assert_eq!(operator(&same, "same"), Some(Actor::AdminToken));
     }
 
     #[test]

@@ -108,8 +108,7 @@ pub(super) async fn stream(
         return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
     };
     let follower = server.shown.bus.follow(start, Wanted::Whole).await.map_err(|error| {
-        tracing::warn!(error = %error, "the stream cannot be followed");
-        Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now")
+        Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now").because(&error)
     })?;
     let (pieces, queue) = mpsc::channel(QUEUE);
     let cut = Arc::new(OnceLock::new());

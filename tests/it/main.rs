@@ -8,6 +8,7 @@
     reason = "a test that cannot go on must stop, and reads its own environment"
 )]
 
+mod admin;
 mod bad_input;
 mod commands;
 mod confined;

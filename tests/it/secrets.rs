@@ -23,6 +23,7 @@ use crate::harness::{eventually, free_port};
 
 const BOT_TOKEN: &str = "bot9token0of1twitch";
 const ADMIN_TOKEN: &str = "admin-T0ken/of+the=operator";
+const ADMIN_TOKEN_NEXT: &str = "n3xt-admin/T0ken+of=next-year";
 const WRONG_TOKEN: &str = "wrong-t0ken/of-somebody";
 const NATS_PASSWORD: &str = "n@ts/p4ss:word";
 const HISTORY_PASSWORD: &str = "h1story pass/word";
@@ -58,6 +59,7 @@ fn all_forms() -> Vec<String> {
     let secrets = [
         ("bot", BOT_TOKEN),
         ("", ADMIN_TOKEN),
+        ("", ADMIN_TOKEN_NEXT),
         ("", WRONG_TOKEN),
         ("inlet", NATS_PASSWORD),
         ("history", HISTORY_PASSWORD),
@@ -158,6 +160,8 @@ async fn ask_everything(inlet: &Inlet) -> String {
         "/metrics",
         "/_debug/config",
         "/_debug/twitch",
+        "/admin/audit",
+        "/admin/errors",
         "/nothing",
         "/v1/nothing",
     ];
@@ -165,6 +169,7 @@ async fn ask_everything(inlet: &Inlet) -> String {
     for path in paths {
         let request = |token: &str| client.get(inlet.url(path)).header("authorization", token);
         requests.push(request(&format!("Bearer {ADMIN_TOKEN}")));
+        requests.push(request(&format!("Bearer {ADMIN_TOKEN_NEXT}")));
         requests.push(request(&format!("Bearer {WRONG_TOKEN}")));
         requests.push(request(WRONG_TOKEN));
         requests.push(client.post(inlet.url(path)).body(CHAT).header("x-forwarded-for", FORWARDED_FOR));
@@ -228,6 +233,7 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
             ("IRC_RECONNECT_INITIAL_MS", "10".to_owned()),
             ("NATS_URL", nats_url.clone()),
             ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+            ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
             ("GOOGLE_CLOUD_PROJECT", "some-project".to_owned()),
             ("FIRESTORE_EMULATOR_HOST", nowhere()),
             (LOUD.0, LOUD.1.to_owned()),
@@ -360,6 +366,12 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
         ],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("ADMIN_TOKEN_FILE", file.to_owned())],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("PORT", "many".to_owned())],
+        vec![("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned())],
+        vec![
+            ("ADMIN_TOKEN", "another-token-of-ours".to_owned()),
+            ("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned()),
+            ("ADMIN_TOKEN_NEXT_FILE", file.to_owned()),
+        ],
     ];
     let forbidden = forms("bot", BOT_TOKEN);
     for environment in environments {
@@ -374,7 +386,7 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
         assert_says_none(&forbidden, &said(&output), command);
     }
     // A secret has no flag, and who gives it one all the same is not told what it was.
-    for flag in ["--admin-token", "--twitch-bot-access-token"] {
+    for flag in ["--admin-token", "--admin-token-next", "--twitch-bot-access-token"] {
         for arguments in [
             vec!["serve".to_owned(), format!("{flag}={BOT_TOKEN}")],
             vec!["serve".to_owned(), flag.to_owned(), BOT_TOKEN.to_owned()],
@@ -400,6 +412,7 @@ async fn commands_say_no_secret_whether_they_work_or_fail() {
     let mut settings = vec![
         ("INLET_URL", service),
         ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+        ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
         ("TWITCH_BOT_USERNAME", "bot".to_owned()),
         ("TWITCH_BOT_ACCESS_TOKEN", BOT_TOKEN.to_owned()),
         ("TWITCH_BACKFILL_URL", format!("https://history:{}@{}", encoded(HISTORY_PASSWORD), nowhere())),
