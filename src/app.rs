@@ -21,6 +21,7 @@ use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
+use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
@@ -213,7 +214,7 @@ impl App {
         match &ended {
             None => tracing::info!(pending = self.pipeline.pending.get(), "shutting down"),
             Some(Ended { name, panicked }) => {
-                tracing::error!(task = name, panicked, "a part ended; shutting down");
+                tracing::error!(error_code = %ErrorCode::PartEnded, task = name, panicked, "a part ended; shutting down");
             }
         }
         let deadline = Instant::now() + self.grace;
@@ -349,7 +350,7 @@ fn twitch(
     folder: PathBuf,
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
-        tracing::warn!(
+        tracing::warn!(error_code = %ErrorCode::NoChannels,
             "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
         );
         return Ok(None);

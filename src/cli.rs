@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::app::AppError;
 use crate::bus::BusError;
 use crate::clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::OutboxError;
 use crate::settings::{Environment, Problems};
 use crate::telemetry::logs::{say_panics, with_causes};
@@ -185,7 +186,7 @@ async fn asked_to_stop() {
             }
         }
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(error = %error, "signals cannot be heard; only SIGKILL will end this");
+            tracing::error!(error_code = %ErrorCode::Internal, error = %error, "signals cannot be heard; only SIGKILL will end this");
             std::future::pending::<()>().await;
         }
     }

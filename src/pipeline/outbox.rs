@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::enrich::Enriched;
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::redb_file::FileError;
 use crate::retry::Backoff;
 use file::{Change, OutboxFile};
@@ -141,7 +142,7 @@ impl Outbox {
     ) -> Result<Self, OutboxError> {
         let bounds = config.bounds(folder);
         if bounds.is_in_memory {
-            tracing::warn!(
+            tracing::warn!(error_code = %ErrorCode::OutboxInMemory,
                 max_bytes = bounds.max_bytes,
                 "DATA_DIR lies in memory: what is in the outbox is lost with this machine"
             );
@@ -196,7 +197,7 @@ impl Outbox {
                     recovered.extend(row.events.into_iter().map(|event| (event, row.stored_at)));
                 } else {
                     self.part.metrics.torn.inc();
-                    tracing::error!(
+                    tracing::error!(error_code = %ErrorCode::OutboxTorn,
                         row = number,
                         "a row of the outbox is not what was written; its events are lost"
                     );
@@ -408,7 +409,7 @@ impl Outbox {
             let number = *number;
             self.part.metrics.torn.inc();
             let gone = self.rows.remove(&number).map_or(0, |held| self.let_go(number, &held));
-            tracing::error!(
+            tracing::error!(error_code = %ErrorCode::OutboxTorn,
                 row = number,
                 events = gone,
                 "a row of the outbox is not what was written; its events are lost"

@@ -21,6 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::settings::{Environment, Problems};
 use crate::telemetry::tally::ErrorTally;
 
@@ -105,7 +106,7 @@ pub fn say_panics() {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
         if tracing::dispatcher::has_been_set() {
-            tracing::error!(location, backtrace, panic = text, "a panic");
+            tracing::error!(error_code = %ErrorCode::Panic, location, backtrace, panic = text, "a panic");
         } else {
             eprintln!("inlet: a panic at {}: {text}", location.as_deref().unwrap_or("an unknown place"));
         }
@@ -272,10 +273,10 @@ pub struct Said(Option<String>);
 
 impl Said {
     /// Logs the failure if it is news.
-    pub fn failure(&mut self, error: &(dyn std::error::Error + 'static), what: &str) {
+    pub fn failure(&mut self, error_code: ErrorCode, error: &(dyn std::error::Error + 'static), what: &str) {
         let error = with_causes(error);
         if self.0.as_ref() != Some(&error) {
-            tracing::error!(error, "{what}");
+            tracing::error!(%error_code, error, "{what}");
             self.0 = Some(error);
         }
     }
