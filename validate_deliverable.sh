@@ -97,6 +97,8 @@ tools() {
   command -v make >/dev/null || packages+=(make)
   command -v python3 >/dev/null || packages+=(python3)
   [[ -n ${NATS_SERVER_BIN:-} ]] || command -v nats-server >/dev/null || packages+=(nats-server)
+  # The page is looked at in a real browser.
+  [[ -n ${CHROMIUM_BIN:-} ]] || command -v chromium >/dev/null || packages+=(chromium fonts-dejavu-core)
   [[ -n ${FIRESTORE_EMULATOR_HOST:-} ]] || command -v "${JAVA:-java}" >/dev/null || packages+=(default-jre-headless)
   if ((${#packages[@]} > 0)) || ! { rust_suits || command -v rustup >/dev/null; }; then
     may_install || missing_all "${packages[@]}"
@@ -115,6 +117,7 @@ tools() {
   cc --version | head -n 1
   "${NATS_SERVER_BIN:-nats-server}" --version
   python3 --version
+  "${CHROMIUM_BIN:-chromium}" --version
 }
 
 rust_wanted() {

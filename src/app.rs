@@ -154,14 +154,14 @@ impl App {
             Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let folder = data_dir.path().to_owned();
-        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), folder)?;
+        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path().to_owned())?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
+            clock,
             parts: Parts::new(parts(&status, of_path, users.as_ref())),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
@@ -170,7 +170,6 @@ impl App {
             registry,
             replay: Arc::clone(&replay),
             store,
-            clock,
             errors,
             draining: stop.subscribe(),
         };

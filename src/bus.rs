@@ -353,7 +353,7 @@ impl Silence {
     pub fn say(&self, is_silent: bool) {
         match (self.0.swap(is_silent, Ordering::Relaxed), is_silent) {
             (false, true) => {
-                tracing::warn!(error_code = %ErrorCode::BusUnavailable, "the bus acknowledges nothing")
+                tracing::warn!(error_code = %ErrorCode::BusUnavailable, "the bus acknowledges nothing");
             }
             (true, false) => tracing::info!("the bus acknowledges again"),
             (false, false) | (true, true) => {}

@@ -28,6 +28,7 @@ Secrets have no flag; they are read from NAME, or from the file that NAME_FILE n
   TWITCH_BOT_ACCESS_TOKEN  token of TWITCH_BOT_USERNAME, with or without `oauth:`
   ADMIN_TOKEN              guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
   ADMIN_TOKEN_NEXT         opens the same, while it takes the other's place
+  STREAM_TOKEN             opens /v1/stream alone, also as ?access_token=
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 unavailable, 78 configuration.";
 

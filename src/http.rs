@@ -1,4 +1,4 @@
-//! The operator's HTTP: probes, metrics, a look inside, and the stream of what was published.
+//! The operator's HTTP: probes, metrics, a look inside, the stream of what was published, and a page that shows them.
 
 mod access;
 mod audit;
@@ -7,6 +7,8 @@ mod debug;
 mod errors;
 mod health;
 mod metrics;
+mod origins;
+mod page;
 mod problem;
 mod replay;
 mod request;
@@ -40,6 +42,7 @@ use crate::telemetry::tally::ErrorTally;
 use connections::Limits;
 
 pub use metrics::HttpMetrics;
+pub use origins::Origins;
 
 /// Connections at a time, besides those of `/v1/stream`'s readers. Well below the 1024 descriptors that a process usually
 /// has: the bus, the sources and the files need theirs.
@@ -64,6 +67,10 @@ pub struct HttpArgs {
     /// Readers of /v1/stream at a time
     #[arg(long, env, default_value = "64")]
     stream_max_clients: String,
+    /// Pages of other sites that may read /v1/stream with `STREAM_TOKEN`: origins such as <https://overlay.example>, with
+    /// commas or white space between; null is a page opened from a file
+    #[arg(long, env)]
+    stream_origins: Option<String>,
 }
 
 /// Checked settings.
@@ -81,6 +88,12 @@ pub struct HttpConfig {
     /// Opens what that does, while one takes the other's place.
     #[serde(rename = "ADMIN_TOKEN_NEXT")]
     pub next_admin_token: Option<Secret>,
+    /// Opens `/v1/stream` alone.
+    #[serde(rename = "STREAM_TOKEN")]
+    pub stream_token: Option<Secret>,
+    /// Pages that may read it.
+    #[serde(rename = "STREAM_ORIGINS")]
+    pub stream_origins: Origins,
     /// Readers of `/v1/stream`.
     #[serde(rename = "STREAM_MAX_CLIENTS")]
     pub stream_max_clients: usize,
@@ -95,14 +108,31 @@ impl HttpArgs {
         });
         let clients =
             problems.parse("STREAM_MAX_CLIENTS", &self.stream_max_clients, settings::count(0, 10_000));
+        let origins = problems.parse_optional("STREAM_ORIGINS", self.stream_origins.as_ref(), Origins::parse);
         let before = problems.lines().len();
         let admin_token = environment.secret("ADMIN_TOKEN", problems);
         let next_admin_token = environment.secret("ADMIN_TOKEN_NEXT", problems);
+        let stream_token = environment.secret("STREAM_TOKEN", problems);
         if next_admin_token.is_some() && admin_token.is_none() {
             problems
                 .add("ADMIN_TOKEN_NEXT", "takes the place of ADMIN_TOKEN, which is not set; set that one");
         }
+        for (name, admin) in [("ADMIN_TOKEN", &admin_token), ("ADMIN_TOKEN_NEXT", &next_admin_token)] {
+            if stream_token
+                .as_ref()
+                .zip(admin.as_ref())
+                .is_some_and(|(one, other)| one.matches(other.expose()))
+            {
+                let what = format!("is {name}; it may stand in addresses, so it must be another one");
+                problems.add("STREAM_TOKEN", what);
+            }
+        }
         if problems.lines().len() > before {
+            return None;
+        }
+        let stream_origins = origins?.unwrap_or_default();
+        if stream_token.is_none() && stream_origins != Origins::default() {
+            problems.add("STREAM_ORIGINS", "opens nothing without STREAM_TOKEN; set both");
             return None;
         }
         Some(HttpConfig {
@@ -110,6 +140,8 @@ impl HttpArgs {
             address: address?,
             admin_token,
             next_admin_token,
+            stream_token,
+            stream_origins,
             stream_max_clients: clients?,
         })
     }
@@ -124,7 +156,11 @@ impl HttpArgs {
 impl HttpConfig {
     /// Says which tokens are so short that they can be guessed. They are taken all the same.
     pub fn say_weak_tokens(&self) {
-        let tokens = [("ADMIN_TOKEN", &self.admin_token), ("ADMIN_TOKEN_NEXT", &self.next_admin_token)];
+        let tokens = [
+            ("ADMIN_TOKEN", &self.admin_token),
+            ("ADMIN_TOKEN_NEXT", &self.next_admin_token),
+            ("STREAM_TOKEN", &self.stream_token),
+        ];
         let is_weak = |token: &Option<Secret>| {
             token.as_ref().is_some_and(|token| token.expose().len() < SHORTEST_TOKEN)
         };
@@ -141,6 +177,8 @@ pub struct Shown {
     pub config: HttpConfig,
     /// All settings, secrets redacted.
     pub settings: serde_json::Value,
+    /// Since when something is wrong is told by it.
+    pub clock: Clock,
     /// What the probes ask.
     pub parts: Parts,
     /// The source's own page.
@@ -159,8 +197,6 @@ pub struct Shown {
     pub replay: Arc<ReplayDoor>,
     /// Where it is recorded what operators do.
     pub store: Store,
-    /// The time.
-    pub clock: Clock,
     /// What went wrong so far.
     pub errors: ErrorTally,
 }
@@ -169,8 +205,11 @@ pub struct Shown {
 struct Server {
     shown: Shown,
     started: Instant,
-    /// The pumps of `/v1/stream`.
-    pumps: Mutex<Tasks>,
+    since: health::Since,
+    page: page::Page,
+    /// The tasks of `/v1/stream`.
+    streams: Mutex<Tasks>,
+    tail: stream::SharedTail,
     places: stream::Places,
     /// What operators do now.
     acts: Mutex<Tasks>,
@@ -188,14 +227,20 @@ pub async fn serve(listener: TcpListener, shown: Shown, closing: watch::Receiver
         reader: READER_TIMEOUT,
     };
     let server = Arc::new(Server {
+        page: page::Page::new(shown.config.admin_token.is_some()),
+        since: health::Since::default(),
         shown,
         started: Instant::now(),
-        pumps: Mutex::new(Tasks::new()),
+        streams: Mutex::new(Tasks::new()),
+        tail: stream::SharedTail::default(),
         places: stream::Places::default(),
         acts: Mutex::new(Tasks::new()),
         closing: closing.clone(),
     });
-    connections::serve(listener, router(&server), limits, closing).await;
+    tokio::select! {
+        () = connections::serve(listener, router(&server), limits, closing) => {}
+        () = health::watch(&server) => {}
+    }
     // Whoever asked for them may be gone already.
     let mut acts = std::mem::take(&mut *server.acts.lock().unwrap_or_else(PoisonError::into_inner));
     while acts.next_end().await.is_some() {}
@@ -205,13 +250,15 @@ fn router(server: &Arc<Server>) -> Router {
     let guarded = Router::new()
         .route("/_debug/twitch", get(debug::twitch))
         .route("/_debug/config", get(debug::config))
-        .route("/v1/stream", get(stream::stream))
         .route("/admin/replay", post(replay::replay))
         .route("/admin/audit", get(audit::list))
         .route("/admin/errors", get(errors::errors))
         .route_layer(from_fn_with_state(Arc::clone(server), audit::record))
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
-    let mut open = Router::new().route("/metrics", get(metrics::metrics));
+    let streamed = Router::new()
+        .route("/v1/stream", get(stream::stream).options(access::preflight))
+        .route_layer(from_fn_with_state(Arc::clone(server), access::guard_stream));
+    let mut open = Router::new().route("/", get(page::page)).route("/metrics", get(metrics::metrics));
     for path in ["/livez", "/live"] {
         open = open.route(path, get(health::live));
     }
@@ -222,6 +269,7 @@ fn router(server: &Arc<Server>) -> Router {
         open = open.route(path, get(health::health));
     }
     open.merge(guarded)
+        .merge(streamed)
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(server), request::observe))

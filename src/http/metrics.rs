@@ -27,6 +27,8 @@ label! {
         Metrics => "/metrics",
         /// Published envelopes.
         Stream => "/v1/stream",
+        /// The page.
+        Page => "/",
         /// Captured lines.
         AdminReplay => "/admin/replay",
         /// What operators did.

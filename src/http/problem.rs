@@ -35,12 +35,12 @@ impl Problem {
 
     /// The store did not do what it was asked.
     pub(super) fn of_store(error: &StoreError) -> Self {
-        let problem = if error.is_transient() {
-            Self::new(ProblemCode::StoreUnavailable, "the store does not answer; try again")
+        let message = if error.is_transient() {
+            "the store does not answer; try again"
         } else {
-            Self::new(ProblemCode::StoreRefused, "the store refuses; the log says why")
+            "the store refuses; the log says why"
         };
-        problem.because(error)
+        Self::new(error.code(), message).because(error)
     }
 
     /// With what it comes from, for the log.

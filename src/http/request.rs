@@ -47,7 +47,10 @@ pub(super) async fn observe(Extract(server): Extract<Arc<Server>>, request: Requ
         } else {
             tracing::debug!(request_id = id, %error_code, route, "refused a request");
         }
+        // What was put on it on the way out stays.
+        let head = std::mem::take(response.headers_mut());
         response = problem.into_response_for(&id);
+        response.headers_mut().extend(head);
     }
     metrics.requests.of(route, StatusFamily::of(response.status().as_u16())).inc();
     metrics.durations[route.index()].observe(started.elapsed().as_secs_f64());

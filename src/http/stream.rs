@@ -1,11 +1,13 @@
 //! `/v1/stream`: published envelopes as server-sent events.
 //!
-//! Each client has a pump that follows the bus and a short queue. The pump waits for the client a bounded time;
-//! then the client is cut, told so, and comes back with `Last-Event-ID`.
+//! Each client has a pump, which takes from the [`tail`] what it needs, and a short queue. The pump waits for the client a
+//! bounded time; then the client is cut, told so, and comes back with `Last-Event-ID`.
 
-use std::fmt::Write as _;
+mod tail;
+
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -15,22 +17,23 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::problem::{Problem, ProblemCode};
 use super::{Server, State};
-use crate::bus::{Bus, Follower, Start, Stored, Wanted};
+use crate::bus::{Bus, BusError, Follower};
+use crate::retry::Backoff;
+use tail::{BLOCK_BYTES, Block, Held, Tail};
 
-/// Pieces that wait for a client, and how large one is at most, or one envelope more: what a client that does not
-/// read can hold on to.
+/// Blocks that wait for a client: what one that does not read can hold on to.
 const QUEUE: usize = 4;
-const PIECE_BYTES: usize = 64 * 1024;
 /// How long a pump waits for its client.
 const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Waits before following again after an interruption.
-const REATTACH: Duration = Duration::from_millis(500);
+/// For the bus to say where the stream ends.
+const BUS_WAIT: Duration = Duration::from_secs(5);
 
 /// `?platform=&channel=&type=`: what the client wants to see.
 #[derive(Debug, Default, Deserialize)]
@@ -42,35 +45,29 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    fn passes(&self, stored: &Stored) -> bool {
-        #[derive(Deserialize)]
-        struct Envelope<'a> {
-            #[serde(borrow)]
-            source: Option<Source<'a>>,
+    fn is_for_all(&self) -> bool {
+        self.platform.is_none() && self.channel.is_none() && self.kind.is_none()
+    }
+
+    fn passes(&self, block: &Block, line: usize) -> bool {
+        let of_kind = self.kind.as_ref().is_none_or(|kind| *kind == block.lines[line].kind);
+        if !of_kind || (self.platform.is_none() && self.channel.is_none()) {
+            return of_kind;
         }
-        #[derive(Deserialize)]
-        struct Source<'a> {
-            #[serde(borrow)]
-            platform: std::borrow::Cow<'a, str>,
-            #[serde(borrow)]
-            channel: std::borrow::Cow<'a, str>,
-        }
-        if stored.id.is_some_and(|id| id.is_dead_letter)
-            || self.kind.as_ref().is_some_and(|kind| *kind != stored.kind)
-        {
-            return false;
-        }
-        if self.platform.is_none() && self.channel.is_none() {
-            return true;
-        }
-        let Ok(Envelope { source: Some(source) }) = serde_json::from_slice(&stored.payload) else {
-            return false;
-        };
+        let source = &block.sources()[line];
         self.platform.as_ref().is_none_or(|platform| *platform == source.platform)
-            && self
-                .channel
-                .as_ref()
-                .is_none_or(|channel| channel.trim_start_matches('#').to_lowercase() == source.channel)
+            && self.channel.as_ref().is_none_or(|channel| *channel == source.channel)
+    }
+
+    /// What of a block a client is sent that has seen everything before `next`.
+    fn pick(&self, block: &Block, next: u64) -> Bytes {
+        let first = block.lines.partition_point(|line| line.position < next);
+        if self.is_for_all() {
+            let begin = if first == 0 { 0 } else { block.lines[first - 1].end };
+            return block.bytes.slice(begin..);
+        }
+        let lines = (first..block.lines.len()).filter(|line| self.passes(block, *line));
+        Bytes::from(lines.flat_map(|line| block.event(line)).collect::<Vec<_>>())
     }
 }
 
@@ -96,36 +93,46 @@ impl Places {
     }
 }
 
+/// What the clients share: their reader of the bus, while there are any.
+#[derive(Default)]
+pub(super) struct SharedTail(Mutex<Weak<Tail>>);
+
+impl SharedTail {
+    /// Takes hold of it; the first one to do so starts it.
+    async fn hold(&self, server: &Server) -> Result<Arc<Tail>, BusError> {
+        let mut held = self.0.lock().await;
+        if let Some(tail) = held.upgrade() {
+            return Ok(tail);
+        }
+        let (tail, reader) = Tail::attach(Arc::clone(&server.shown.bus)).await?;
+        start_task(server, "stream reader", reader);
+        let tail = Arc::new(tail);
+        *held = Arc::downgrade(&tail);
+        Ok(tail)
+    }
+}
+
 pub(super) async fn stream(
     Extract(server): State,
     filter: Result<Query<Filter>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Query(filter) =
+    let Query(mut filter) =
         filter.map_err(|rejection| Problem::new(ProblemCode::BadRequest, rejection.body_text()))?;
-    let start = start(&headers)?;
+    filter.channel = filter.channel.map(|channel| channel.trim_start_matches('#').to_lowercase());
+    let last_id = last_id(&headers)?;
     let Some(place) = server.places.take(server.shown.config.stream_max_clients) else {
         return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
     };
-    let follower = server.shown.bus.follow(start, Wanted::Whole).await.map_err(|error| {
+    let (tail, identity, next) = begin(&server, last_id).await.map_err(|error| {
         Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now").because(&error)
     })?;
     let (pieces, queue) = mpsc::channel(QUEUE);
     let cut = Arc::new(OnceLock::new());
-    let next = match start {
-        Start::Position(position) => Some(position),
-        Start::Time(_) | Start::Last | Start::End => None,
-    };
-    let pump = Pump {
-        bus: Arc::clone(&server.shown.bus),
-        filter,
-        pieces,
-        next,
-        identity: identity(&*server.shown.bus),
-        cut: Arc::clone(&cut),
-        _place: place,
-    };
-    start_pump(&server, pump.run(follower, server.closing.clone()));
+    let bus = Arc::clone(&server.shown.bus);
+    let pump =
+        Pump { bus, tail, filter, pieces, identity, next, alone: None, cut: Arc::clone(&cut), _place: place };
+    start_task(&server, "stream client", pump.run(server.closing.clone()));
     let queued = stream::unfold(queue, |mut queue| async { queue.recv().await.map(|piece| (piece, queue)) });
     let farewell = stream::once(async move { Bytes::from(farewell(cut.get().copied().unwrap_or("closed"))) });
     let body = Body::from_stream(queued.chain(farewell).map(Ok::<_, std::convert::Infallible>));
@@ -137,113 +144,170 @@ pub(super) async fn stream(
     Ok((head, body).into_response())
 }
 
-fn start_pump(server: &Server, pump: impl Future<Output = ()> + Send + 'static) {
-    let mut pumps = server.pumps.lock().unwrap_or_else(PoisonError::into_inner);
-    pumps.forget_finished();
-    pumps.spawn("stream client", pump);
+fn start_task(server: &Server, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    let mut tasks = server.streams.lock().unwrap_or_else(PoisonError::into_inner);
+    tasks.forget_finished();
+    tasks.spawn(name, task);
 }
 
-/// Where the client left off, or the end.
-fn start(headers: &HeaderMap) -> Result<Start, Problem> {
-    match headers.get("last-event-id") {
-        None => Ok(Start::End),
-        Some(id) => {
-            let position = id.to_str().ok().and_then(|id| id.parse::<u64>().ok()).ok_or_else(|| {
-                Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream")
-            })?;
-            Ok(Start::Position(position.saturating_add(1)))
+/// The last position that the client has seen, if it says so.
+fn last_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(id) = headers.get("last-event-id") else { return Ok(None) };
+    let position = id.to_str().ok().and_then(|id| id.parse().ok());
+    position
+        .map(Some)
+        .ok_or_else(|| Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream"))
+}
+
+/// Where a client begins. Waits for a bus that is on its way, as after a start: a browser's `EventSource` that is refused
+/// does not come back to where it was.
+async fn begin(server: &Server, last_id: Option<u64>) -> Result<(Arc<Tail>, String, u64), BusError> {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    let mut why = BusError::Away("no answer in time".to_owned());
+    let deadline = Instant::now() + BUS_WAIT;
+    while let Ok(begun) = timeout_at(deadline, place_of(server, last_id)).await {
+        match begun {
+            Err(error) if error.is_transient() => why = error,
+            begun => return begun,
         }
+        sleep(backoff.next_wait()).await;
     }
+    Err(why)
+}
+
+/// Behind what the client has seen last, or at the end.
+async fn place_of(server: &Server, last_id: Option<u64>) -> Result<(Arc<Tail>, String, u64), BusError> {
+    let tail = server.tail.hold(server).await?;
+    let (identity, end) =
+        tail.end().ok_or_else(|| BusError::Interrupted("it is being followed again".to_owned()))?;
+    let next = match last_id {
+        None => end,
+        Some(last) if last < end => last + 1,
+        // The tail may lag a little; what lies behind the end for certain is a position of a stream that is gone.
+        Some(last) if last < tail::position_of_end(&*server.shown.bus).await? => last + 1,
+        Some(_) => 1,
+    };
+    Ok((tail, identity, next))
 }
 
 struct Pump {
     bus: Arc<dyn Bus>,
+    tail: Arc<Tail>,
     filter: Filter,
     pieces: mpsc::Sender<Bytes>,
+    /// The stream that is read.
+    identity: String,
     /// The position behind the last one seen.
-    next: Option<u64>,
-    /// The stream it is the position of.
-    identity: Option<String>,
+    next: u64,
+    /// Its own reader, while the tail does not reach back so far, and what it brought.
+    alone: Option<(Follower, VecDeque<Block>)>,
     /// Why the client is let go.
     cut: Arc<OnceLock<&'static str>>,
     _place: Place,
 }
 
 impl Pump {
-    async fn run(mut self, mut follower: Follower, mut closing: watch::Receiver<bool>) {
+    async fn run(mut self, mut closing: watch::Receiver<bool>) {
         let why = tokio::select! {
-            why = self.pump(&mut follower) => why,
+            why = self.pump() => why,
             () = async { drop(closing.wait_for(|closing| *closing).await) } => "shutting_down",
         };
         self.cut.get_or_init(|| why);
     }
 
-    async fn pump(&mut self, follower: &mut Follower) -> &'static str {
-        // The head of the answer goes out at once, even if nothing is said for a long time.
-        let mut pieces = vec![Bytes::from_static(b": inlet\n\n")];
+    async fn pump(&mut self) -> &'static str {
+        // The head of the answer goes out at once, even if nothing is said for a long time; with the place to come back
+        // to, even if nothing is said before the connection is lost.
+        let mut piece = self.remark("inlet");
+        let mut changes = self.tail.changes();
+        let client = self.pieces.clone();
         loop {
-            for piece in pieces {
-                match timeout(PATIENCE, self.pieces.send(piece)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return "client_gone",
-                    Err(_) => return "too_slow",
-                }
+            match timeout(PATIENCE, client.send(piece)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return "client_gone",
+                Err(_) => return "too_slow",
             }
-            pieces = match timeout(KEEP_ALIVE, follower.next()).await {
-                Err(_) => vec![Bytes::from_static(b": still here\n\n")],
-                Ok(Some(Ok(batch))) => self.write(&batch.messages),
-                Ok(Some(Err(_)) | None) => {
-                    tokio::select! {
-                        again = follow_again(&*self.bus, self.identity.as_deref(), self.next) => *follower = again,
-                        () = self.pieces.closed() => return "client_gone",
-                    }
-                    self.identity = identity(&*self.bus);
-                    Vec::new()
-                }
+            let awake = Instant::now() + KEEP_ALIVE;
+            piece = tokio::select! {
+                piece = timeout_at(awake, self.next_piece(&mut changes)) => match piece {
+                    Ok(piece) => piece,
+                    Err(_) => self.remark("still here"),
+                },
+                () = client.closed() => return "client_gone",
             };
         }
     }
 
-    fn write(&mut self, messages: &[Stored]) -> Vec<Bytes> {
-        let mut pieces = Vec::new();
-        let mut piece = String::new();
-        for stored in messages {
-            self.next = Some(stored.position + 1);
-            let Ok(data) = std::str::from_utf8(&stored.payload) else { continue };
-            // An envelope is one line; what is not is none of ours.
-            if data.contains('\n') || !self.filter.passes(stored) {
-                continue;
-            }
-            let written = write!(piece, "id: {}\ndata: {data}\n\n", stored.position);
-            debug_assert!(written.is_ok(), "writing to a String does not fail");
-            if piece.len() >= PIECE_BYTES {
-                pieces.push(Bytes::from(std::mem::take(&mut piece)));
+    /// Waits for something that passes the filter. Cancel safe: whenever it waits, nothing is gathered.
+    async fn next_piece(&mut self, changes: &mut watch::Receiver<()>) -> Bytes {
+        let mut gathered = Vec::new();
+        loop {
+            changes.mark_unchanged();
+            match self.tail.from(&self.identity, self.next) {
+                Held::Block(block) => {
+                    self.alone = None;
+                    let piece = self.pass(&block);
+                    if self.filter.is_for_all() && !piece.is_empty() {
+                        return piece;
+                    }
+                    // A few of each block: together they are worth a write.
+                    gathered.extend_from_slice(&piece);
+                    if gathered.len() >= BLOCK_BYTES {
+                        return Bytes::from(gathered);
+                    }
+                    if gathered.is_empty() {
+                        // Whoever filters everything out must not keep the others waiting.
+                        yield_now().await;
+                    }
+                }
+                Held::Nothing | Held::Not if !gathered.is_empty() => return Bytes::from(gathered),
+                // The reader outlives its clients: there is always another change.
+                Held::Nothing => drop(changes.changed().await),
+                Held::Not => {
+                    let piece = self.read_alone().await;
+                    if !piece.is_empty() {
+                        return piece;
+                    }
+                }
             }
         }
-        if !piece.is_empty() {
-            pieces.push(Bytes::from(piece));
-        }
-        pieces
     }
-}
 
-/// Which stream the bus is attached to.
-fn identity(bus: &dyn Bus) -> Option<String> {
-    bus.stream().map(|stream| stream.identity)
-}
+    fn pass(&mut self, block: &Block) -> Bytes {
+        let piece = self.filter.pick(block, self.next);
+        self.next = block.next;
+        piece
+    }
 
-/// After an interruption: from where it broke off, as often as it takes; another stream from its start.
-async fn follow_again(bus: &dyn Bus, before: Option<&str>, next: Option<u64>) -> Follower {
-    loop {
-        tokio::time::sleep(REATTACH).await;
-        let start = match next {
-            _ if identity(bus).as_deref() != before => Start::Position(1),
-            Some(next) => Start::Position(next),
-            None => Start::End,
+    /// A step of its own reader; an empty piece where there is nothing to send yet.
+    async fn read_alone(&mut self) -> Bytes {
+        let followed = match &mut self.alone {
+            None => match tail::follow_from(&*self.bus, &self.identity, self.next).await {
+                Ok(followed) => followed,
+                Err(_) => tail::follow_again(&*self.bus, &self.identity, self.next).await,
+            },
+            Some((follower, blocks)) => {
+                if let Some(block) = blocks.pop_front() {
+                    return self.pass(&block);
+                }
+                match tail::next_of(follower).await {
+                    Ok(batch) => {
+                        *blocks = tail::blocks_of(&batch.messages).into();
+                        return Bytes::new();
+                    }
+                    Err(_) => tail::follow_again(&*self.bus, &self.identity, self.next).await,
+                }
+            }
         };
-        if let Ok(follower) = bus.follow(start, Wanted::Whole).await {
-            return follower;
-        }
+        self.identity.clone_from(&followed.0.identity);
+        self.next = followed.1;
+        self.alone = Some((followed.0, VecDeque::new()));
+        Bytes::new()
+    }
+
+    /// A comment, with the position to come back to.
+    fn remark(&self, text: &str) -> Bytes {
+        Bytes::from(format!(": {text}\nid: {}\n\n", self.next.saturating_sub(1)))
     }
 }
 

@@ -313,7 +313,7 @@ pub(super) fn dead_letter_message(
     match letter.to_json(room) {
         Ok(payload) => message.payload = payload,
         Err(error) => {
-            tracing::error!(error_code = %ErrorCode::Undeliverable, %event, error = %error, "a dead letter could not be written")
+            tracing::error!(error_code = %ErrorCode::Undeliverable, %event, error = %error, "a dead letter could not be written");
         }
     }
     message

@@ -85,7 +85,7 @@ impl Users {
                 }
                 Ok(None) => {}
                 Err(error) if !error.is_transient() => {
-                    said.failure(ErrorCode::StreamUncountable, &error, "the stream cannot be counted")
+                    said.failure(ErrorCode::StreamUncountable, &error, "the stream cannot be counted");
                 }
                 Err(error) => tracing::debug!(error = %error, "the stream cannot be followed now"),
             }

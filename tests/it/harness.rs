@@ -1,8 +1,10 @@
 //! What the tests stand on: children that end with their test, and accounts that must close.
 
 pub mod account;
+pub mod browser;
 pub mod child;
 pub mod emulator;
+pub mod events;
 pub mod firestore;
 pub mod inlet;
 pub mod nats;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use serde_json::Value;
 
+use crate::harness::events::Events;
 use crate::harness::eventually;
 use crate::harness::inlet::{Inlet, Simulator, run};
 
@@ -112,53 +112,6 @@ async fn with_a_token_it_is_asked_for_and_shown_nowhere() {
     assert!(!inlet.log().contains("correct-horse-battery"));
     assert_eq!(inlet.get("/livez").await.unwrap().status(), 200);
     assert_eq!(inlet.get("/metrics").await.unwrap().status(), 200);
-}
-
-/// Events of `/v1/stream`: id and data.
-struct Events {
-    body: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<bytes::Bytes>>>>,
-    bytes: Vec<u8>,
-}
-
-impl Events {
-    async fn open(inlet: &Inlet, query: &str, last_id: Option<&str>) -> Self {
-        let mut request = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .unwrap()
-            .get(inlet.url(&format!("/v1/stream{query}")));
-        if let Some(id) = last_id {
-            request = request.header("last-event-id", id);
-        }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { body: Box::pin(response.bytes_stream()), bytes: Vec::new() }
-    }
-
-    /// The next event's block, comments left out; `None` at the end.
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            if let Some(end) = self.bytes.windows(2).position(|pair| pair == b"\n\n") {
-                let block: Vec<u8> = self.bytes.drain(..end + 2).take(end).collect();
-                if !block.starts_with(b":") {
-                    return Some(String::from_utf8(block).unwrap());
-                }
-                continue;
-            }
-            let piece = tokio::time::timeout(crate::harness::PATIENCE, self.body.next()).await.unwrap()?;
-            self.bytes.extend_from_slice(&piece.ok()?);
-        }
-    }
-
-    async fn envelope(&mut self) -> (u64, Value) {
-        let block = self.next().await.unwrap();
-        let (id, data) = block.split_once('\n').unwrap();
-        (
-            id.strip_prefix("id: ").unwrap().parse().unwrap(),
-            serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap(),
-        )
-    }
 }
 
 #[tokio::test]

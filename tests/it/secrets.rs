@@ -24,6 +24,7 @@ use crate::harness::{eventually, free_port};
 const BOT_TOKEN: &str = "bot9token0of1twitch";
 const ADMIN_TOKEN: &str = "admin-T0ken/of+the=operator";
 const ADMIN_TOKEN_NEXT: &str = "n3xt-admin/T0ken+of=next-year";
+const STREAM_TOKEN: &str = "str3am-T0ken/of+an=overlay";
 const WRONG_TOKEN: &str = "wrong-t0ken/of-somebody";
 const NATS_PASSWORD: &str = "n@ts/p4ss:word";
 const HISTORY_PASSWORD: &str = "h1story pass/word";
@@ -60,6 +61,7 @@ fn all_forms() -> Vec<String> {
         ("bot", BOT_TOKEN),
         ("", ADMIN_TOKEN),
         ("", ADMIN_TOKEN_NEXT),
+        ("", STREAM_TOKEN),
         ("", WRONG_TOKEN),
         ("inlet", NATS_PASSWORD),
         ("history", HISTORY_PASSWORD),
@@ -178,6 +180,18 @@ async fn ask_everything(inlet: &Inlet) -> String {
     let stream = || client.get(inlet.url("/v1/stream"));
     requests.push(stream().bearer_auth(ADMIN_TOKEN).header("last-event-id", CHAT));
     requests.push(stream().bearer_auth(WRONG_TOKEN));
+    for token in [STREAM_TOKEN, ADMIN_TOKEN, WRONG_TOKEN] {
+        let in_address = || stream().query(&[("access_token", token)]);
+        // Each is refused for another reason, so that no answer goes on without end.
+        requests.push(in_address().header("last-event-id", CHAT));
+        requests.push(in_address().query(&[("access_token", token)]));
+        requests.push(in_address().query(&[("type", "a"), ("type", "b")]));
+        requests.push(in_address().header("origin", "https://evil.example"));
+        let preflight = client.request(reqwest::Method::OPTIONS, inlet.url("/v1/stream"));
+        requests.push(preflight.query(&[("access_token", token)]).header("origin", "null"));
+        requests.push(client.get(inlet.url("/")).query(&[("access_token", token)]));
+        requests.push(client.get(inlet.url("/_debug/config")).query(&[("access_token", token)]));
+    }
     requests.push(client.get(inlet.url("/v1/stream?platform=a&platform=b")).bearer_auth(ADMIN_TOKEN));
     requests.push(client.post(inlet.url("/admin/replay")).bearer_auth(WRONG_TOKEN).body(CHAT));
     requests.push(client.post(inlet.url("/admin/replay")).bearer_auth(ADMIN_TOKEN).body(CHAT));
@@ -234,6 +248,8 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
             ("NATS_URL", nats_url.clone()),
             ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
             ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
+            ("STREAM_TOKEN", STREAM_TOKEN.to_owned()),
+            ("STREAM_ORIGINS", "null".to_owned()),
             ("GOOGLE_CLOUD_PROJECT", "some-project".to_owned()),
             ("FIRESTORE_EMULATOR_HOST", nowhere()),
             (LOUD.0, LOUD.1.to_owned()),
@@ -372,6 +388,9 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
             ("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned()),
             ("ADMIN_TOKEN_NEXT_FILE", file.to_owned()),
         ],
+        vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_TOKEN", BOT_TOKEN.to_owned())],
+        vec![("STREAM_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_TOKEN_FILE", file.to_owned())],
+        vec![("STREAM_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_ORIGINS", with_password("https://", "host"))],
     ];
     let forbidden = forms("bot", BOT_TOKEN);
     for environment in environments {
@@ -386,7 +405,7 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
         assert_says_none(&forbidden, &said(&output), command);
     }
     // A secret has no flag, and who gives it one all the same is not told what it was.
-    for flag in ["--admin-token", "--admin-token-next", "--twitch-bot-access-token"] {
+    for flag in ["--admin-token", "--admin-token-next", "--stream-token", "--twitch-bot-access-token"] {
         for arguments in [
             vec!["serve".to_owned(), format!("{flag}={BOT_TOKEN}")],
             vec!["serve".to_owned(), flag.to_owned(), BOT_TOKEN.to_owned()],

@@ -45,14 +45,29 @@ impl Inlet {
         Self::start(clean(BINARY), folder, settings).await
     }
 
+    /// Kills it, and starts it again with these settings on the same folder and port, when the returned future is awaited.
+    pub fn kill_and_serve(mut self, settings: &[(&str, &str)]) -> impl Future<Output = Self> {
+        self.child.kill();
+        let Self { port, folder, .. } = self;
+        Self::start_on(port, clean(BINARY), folder, settings)
+    }
+
     /// The same where [`Child::limit_files`] can fill the disk.
     pub async fn serve_on_a_small_disk(settings: &[(&str, &str)]) -> Self {
         Self::start(on_a_small_disk(BINARY), tempfile::tempdir().unwrap(), settings).await
     }
 
-    async fn start(mut command: Command, folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
+    async fn start(command: Command, folder: tempfile::TempDir, settings: &[(&str, &str)]) -> Self {
+        Self::start_on(free_port(), command, folder, settings).await
+    }
+
+    async fn start_on(
+        port: u16,
+        mut command: Command,
+        folder: tempfile::TempDir,
+        settings: &[(&str, &str)],
+    ) -> Self {
         ::inlet::tls::install_provider();
-        let port = free_port();
         command.arg("serve").envs(settings.iter().copied());
         command.env("PORT", port.to_string()).env("DATA_DIR", folder.path().join("data"));
         let child = Child::start("inlet serve", &mut command, &folder.path().join("log"));
