@@ -96,6 +96,10 @@ tools() {
   command -v cc >/dev/null || packages+=(gcc libc6-dev)
   command -v make >/dev/null || packages+=(make)
   command -v python3 >/dev/null || packages+=(python3)
+  # The examples are run as their readers would run them.
+  python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+  command -v node >/dev/null || packages+=(nodejs)
+  command -v npm >/dev/null || packages+=(npm)
   [[ -n ${NATS_SERVER_BIN:-} ]] || command -v nats-server >/dev/null || packages+=(nats-server)
   # The page is looked at in a real browser.
   [[ -n ${CHROMIUM_BIN:-} ]] || command -v chromium >/dev/null || packages+=(chromium fonts-dejavu-core)
@@ -117,6 +121,7 @@ tools() {
   cc --version | head -n 1
   "${NATS_SERVER_BIN:-nats-server}" --version
   python3 --version
+  printf 'node %s, npm %s\n' "$(node --version)" "$(npm --version 2>/dev/null)"
   "${CHROMIUM_BIN:-chromium}" --version
 }
 

@@ -1,6 +1,7 @@
 //! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
 //! and at the end lets them go in the order of the path.
 
+pub mod check;
 mod config;
 mod path;
 
@@ -31,6 +32,7 @@ use crate::source::twitch::{
 use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
+use crate::telemetry::metrics::{Counters, Label as _};
 use crate::telemetry::tally::ErrorTally;
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
@@ -118,9 +120,21 @@ impl AppError {
     }
 }
 
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Events that its sources took in.
+    pub received: u64,
+    /// Events that the stream acknowledged as new.
+    pub published: u64,
+    /// Users met for the first time.
+    pub users: u64,
+}
+
 /// A running service.
 pub struct App {
     address: SocketAddr,
+    bus: Arc<dyn Bus>,
     tasks: Tasks,
     /// Stops what faces the outside.
     stop: watch::Sender<bool>,
@@ -174,19 +188,19 @@ impl App {
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
-        hear_of(&*bus).await?;
-        hear_of_counting(users.as_ref()).await?;
+        hear_of_both(&*bus, users.as_ref()).await?;
         match source {
             Some(source) => {
-                let last_stored = |started| last_stored_before(bus, started);
+                let asked = Arc::clone(&bus);
+                let last_stored = |started| last_stored_before(asked, started);
                 let source = |stop| source.run(intake, last_stored, stop);
                 tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
             }
             None => drop(intake),
         }
-        let grace = config.shutdown_grace;
         Ok(Self {
             address,
+            bus,
             tasks,
             stop,
             close_http,
@@ -194,7 +208,7 @@ impl App {
             pipeline,
             outbox,
             users,
-            grace,
+            grace: config.shutdown_grace,
             _data_dir: data_dir,
         })
     }
@@ -204,8 +218,23 @@ impl App {
         self.address
     }
 
+    /// The stream that it publishes to.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        Arc::clone(&self.bus)
+    }
+
+    fn tally(&self) -> Tally {
+        let sum =
+            |counters: &Counters<Origin>| Origin::ALL.iter().map(|origin| counters.of(*origin).get()).sum();
+        Tally {
+            received: sum(&self.pipeline.received),
+            published: sum(&self.pipeline.published),
+            users: self.users.as_ref().map_or(0, Users::created),
+        }
+    }
+
     /// Runs until `stop` is done or a part ends; then lets everything go, within the grace.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<Tally, AppError> {
         let ended = tokio::select! {
             () = stop => None,
             ended = self.tasks.next_end() => ended,
@@ -242,7 +271,7 @@ impl App {
         match ended {
             Some(Ended { name, .. }) => Err(AppError::PartEnded(name)),
             None if lost > 0 => Err(AppError::NotSettled(lost)),
-            None => Ok(()),
+            None => Ok(self.tally()),
         }
     }
 }
@@ -298,6 +327,12 @@ fn parts(
     parts
 }
 
+/// Waits a moment for each: whether the bus is there and fits, and whether its stream may be counted.
+async fn hear_of_both(bus: &dyn Bus, users: Option<&Users>) -> Result<(), AppError> {
+    hear_of(bus).await?;
+    hear_of_counting(users).await
+}
+
 /// Waits a moment to hear whether the stream may be counted.
 async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
     let Some(users) = users else { return Ok(()) };
@@ -349,8 +384,9 @@ fn twitch(
     folder: PathBuf,
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
-        tracing::warn!(error_code = %ErrorCode::NoChannels,
-            "no channels: set TWITCH_CHANNELS to read chat (`inlet simulate` is a server to try with)"
+        tracing::warn!(
+            error_code = %ErrorCode::NoChannels,
+            "no channels: set TWITCH_CHANNELS to read chat (`inlet demo` shows how it looks without any)"
         );
         return Ok(None);
     }

@@ -1,6 +1,9 @@
 //! What a person types: the commands, their settings, their exit codes.
 
+mod check;
 mod client;
+mod demo;
+mod printer;
 mod probe;
 mod replay;
 mod serve;
@@ -45,12 +48,17 @@ enum Command {
     /// The service: chat in, stream out, the operator's HTTP on PORT
     #[command(after_help = AFTER_HELP)]
     Serve(Box<serve::ServeArgs>),
+    /// The service on embedded parts against a simulated Twitch: no account, no network, no server, nothing left behind
+    Demo(demo::DemoArgs),
     /// Feed raw captured IRC lines through the same path; running it twice publishes nothing new
     #[command(after_help = AFTER_HELP)]
     Replay(Box<replay::ReplayArgs>),
     /// Follow published envelopes
     #[command(after_help = AFTER_HELP)]
     Tail(Box<tail::TailArgs>),
+    /// Look at everything that serve would need, and change nothing: one line each, exit 0, 69 (away) or 78
+    #[command(after_help = AFTER_HELP)]
+    Check(Box<check::CheckArgs>),
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
@@ -153,8 +161,10 @@ fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
     let done = runtime.block_on(async {
         match command {
             Command::Serve(args) => serve::run(&args, environment).await,
+            Command::Demo(args) => demo::run(&args, environment).await,
             Command::Replay(args) => replay::run(&args, environment).await,
             Command::Tail(args) => tail::run(&args, environment).await,
+            Command::Check(args) => check::run(&args, environment).await,
             Command::Probe(args) => probe::run(&args, environment).await,
             Command::Simulate(args) => simulate::run(*args, clock::system_milliseconds, asked_to_stop())
                 .await

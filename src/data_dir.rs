@@ -39,6 +39,48 @@ pub fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// The folder as it stands; nothing is made or written.
+#[derive(Debug)]
+pub struct Seen {
+    /// The folder, or what of it is there already.
+    pub there: PathBuf,
+    /// Who holds it.
+    pub holder: Option<String>,
+}
+
+/// Looks at the folder. For a moment its lock is taken, if nobody has it.
+pub fn look(path: &Path) -> Result<Seen, DataDirError> {
+    let unusable = |source| DataDirError::Unusable { path: path.to_owned(), source };
+    let absolute = std::path::absolute(path).map_err(unusable)?;
+    // A file in its place is there as well, and no folder can be made.
+    let there = absolute.ancestors().find(|path| path.exists()).unwrap_or(&absolute).to_owned();
+    if !there.is_dir() {
+        return Err(unusable(io::ErrorKind::NotADirectory.into()));
+    }
+    let mut lock = match OpenOptions::new().read(true).write(true).open(path.join(LOCK)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Seen { there, holder: None });
+        }
+        Err(error) => return Err(unusable(error)),
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(Seen { there, holder: None }),
+        Err(TryLockError::WouldBlock) => {
+            let holder = holder_in(&mut lock).map_err(unusable)?;
+            Ok(Seen { there, holder: Some(holder) })
+        }
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+/// What the holder says in the lock.
+fn holder_in(lock: &mut File) -> io::Result<String> {
+    let mut holder = String::new();
+    lock.read_to_string(&mut holder)?;
+    Ok(if holder.is_empty() { "another process".to_owned() } else { holder })
+}
+
 /// The folder, held until this is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -61,9 +103,7 @@ impl DataDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                lock.read_to_string(&mut holder).map_err(unusable)?;
-                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+                let holder = holder_in(&mut lock).map_err(unusable)?;
                 return Err(DataDirError::Held { path: path.to_owned(), holder });
             }
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
@@ -117,6 +157,20 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750)).unwrap();
         drop(DataDir::take(&path, "second").unwrap());
         assert_eq!(mode(&path), 0o750);
+    }
+
+    #[test]
+    fn a_look_tells_the_holder_and_makes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("deeper");
+        let seen = look(&path).unwrap();
+        assert_eq!((seen.there.as_path(), seen.holder), (folder.path(), None));
+        assert!(!path.exists());
+        let held = DataDir::take(&path, "inlet serve, process 7").unwrap();
+        assert_eq!(look(&path).unwrap().holder.as_deref(), Some("inlet serve, process 7"));
+        drop(held);
+        assert_eq!(look(&path).unwrap().holder, None);
+        assert!(look(&path.join(LOCK)).is_err() && look(&path.join(LOCK).join("x")).is_err());
     }
 
     #[test]

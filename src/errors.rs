@@ -160,6 +160,8 @@ codes! {
     WeakToken => "weak_token", None, "Choose 32 random bytes: `openssl rand -base64 32`.";
     /// Connections to the operator's HTTP cannot be taken.
     AcceptFailed => "accept_failed", None, "Raise the limit of open files (`ulimit -n`).";
+    /// The demo's temporary folder could not be removed.
+    LeftBehind => "left_behind", None, "Remove it; the log line names it.";
     /// A part of the service ended that should not have; the service shuts down.
     PartEnded => "part_ended", None, "Report it, with the panic's line before it.";
     /// A panic.

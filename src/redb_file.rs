@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
-use redb::{Database, ReadableDatabase, ReadableTable as _, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable as _, TableDefinition};
 use thiserror::Error;
 
 /// Numbers that a file keeps beside its rows; `format` is one of them.
@@ -179,6 +179,21 @@ pub fn is_sound(path: &Path, known: u64) -> Result<bool, FileError> {
         let mut database = open_untouched(path)?;
         check_format(&database, known)?;
         database.check_integrity().map_err(FileError::read)
+    })
+}
+
+/// Whether a file can be opened as it stands: of no later format than `known`, and of redb's making. One that does not
+/// exist can; one that was not closed well is mended by whoever opens it, and may. It stays as it is.
+pub fn look(path: &Path, known: u64) -> Result<(), FileError> {
+    guarded(|| {
+        if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
+            return Ok(());
+        }
+        match Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path) {
+            Ok(database) => check_format(&database, known),
+            Err(DatabaseError::RepairAborted) => Ok(()),
+            Err(error) => Err(FileError::read(error)),
+        }
     })
 }
 

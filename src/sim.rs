@@ -168,7 +168,8 @@ fn feed(config: &SimConfig) -> Result<pump::Feed, SimError> {
         let (channels, users) = (&config.channels, config.users);
         let plan = chat::ChatPlan { channels, users, zipf: config.zipf, seed: config.seed };
         return Ok(if config.lifelike {
-            pump::Feed::Lifelike(Box::new(lifelike::Lifelike::new(&plan)))
+            let chat = lifelike::Lifelike::new(&plan).more_often(config.happenings);
+            pump::Feed::Lifelike(Box::new(chat))
         } else {
             pump::Feed::Chat(Box::new(chat::Chat::new(&plan)))
         });

@@ -102,6 +102,11 @@ impl Users {
         self.0.config.mode == EnrichMode::DryRun
     }
 
+    /// How many documents this run created.
+    pub fn created(&self) -> u64 {
+        self.0.metrics.created.get()
+    }
+
     /// The stream has an event of this instance at `position`, whether it was there before or not.
     pub fn acked(&self, key: &Arc<str>, id: Uuid, position: u64) {
         self.0.table().acked(key, id, position);

@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::data_dir;
 use crate::envelope::SubjectTemplate;
 use crate::errors::ErrorCode;
-use crate::redb_file::FileError;
+use crate::redb_file::{self, FileError};
 use crate::telemetry::logs::with_causes;
 use file::StreamFile;
 
@@ -37,7 +37,7 @@ pub const FILE_NAME: &str = "stream.redb";
 const LARGEST_MESSAGE: usize = 1 << 20;
 
 /// Most bytes kept where the settings do not say.
-const USUAL_MAX_BYTES: u64 = 1 << 30;
+pub const USUAL_MAX_BYTES: u64 = 1 << 30;
 
 /// How often an idle stream looks for what has become too old.
 const RETENTION_PERIOD: Duration = Duration::from_mins(1);
@@ -78,6 +78,11 @@ pub struct EmbeddedBus {
 }
 
 impl EmbeddedBus {
+    /// Whether the stream in `folder` could be opened, or made. Nothing is.
+    pub fn look(folder: &Path) -> Result<(), EmbeddedError> {
+        Ok(redb_file::look(&folder.join(FILE_NAME), file::FORMAT)?)
+    }
+
     /// Opens the stream in `folder`, or makes it.
     pub fn open(
         folder: &Path,

@@ -8,6 +8,7 @@
 mod ensure;
 mod follow;
 mod lane;
+mod look;
 mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,8 @@ use crate::settings::{self, Environment, Problems};
 use crate::tasks::Tasks;
 use crate::tls::TlsConfig;
 use session::{Session, gone};
+
+pub use look::{Looked, look};
 
 /// Waits between attempts to connect. What has gathered meanwhile is to be sent soon.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -165,6 +168,18 @@ pub(crate) struct Desired {
     replicas: usize,
 }
 
+impl Desired {
+    fn new(config: &JetStreamConfig, bus: &super::BusConfig) -> Self {
+        Self {
+            subjects: bus.subjects.clone(),
+            stream: config.stream.clone(),
+            default_name: ensure::default_name(bus.prefix()),
+            retention: bus.retention,
+            replicas: config.replicas,
+        }
+    }
+}
+
 /// A bus on NATS `JetStream`.
 pub struct JetStreamBus {
     shared: Arc<Shared>,
@@ -190,13 +205,7 @@ impl JetStreamBus {
         tls: &TlsConfig,
         window: usize,
     ) -> Arc<Self> {
-        let desired = Desired {
-            subjects: bus.subjects.clone(),
-            stream: config.stream.clone(),
-            default_name: ensure::default_name(bus.prefix()),
-            retention: bus.retention,
-            replicas: config.replicas,
-        };
+        let desired = Desired::new(&config, bus);
         let shared = Arc::new(Shared {
             state: watch::Sender::new(BusState::Connecting),
             session: watch::Sender::new(None),
@@ -258,7 +267,7 @@ async fn keep_connected(shared: Arc<Shared>, mut connector: session::Connector) 
                     shared.say(BusState::Away(error));
                 }
             }
-            Err(error) => shared.say(BusState::Away(error)),
+            Err(error) => shared.say(BusState::Away(error.to_string())),
         }
         tokio::time::sleep(backoff.next_wait()).await;
     }

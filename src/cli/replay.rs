@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use super::client::{ClientArgs, Service};
-use super::tail::Printer;
+use super::printer::Printer;
 use super::{Failure, checked};
 use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_store, open_users};
 use crate::bus::{Bus, Start, Wanted};
@@ -55,7 +55,8 @@ pub(super) async fn run(args: &ReplayArgs, environment: &Environment) -> Result<
     let input = open(&args.files).await?;
     let outcomes = match hold_data_dir(&config)? {
         Held::ByUs(held) => {
-            let outcomes = here(args, &config, clock, input).await?;
+            let printer = Printer::new(args.json, environment);
+            let outcomes = here((args, printer), &config, clock, input).await?;
             drop(held);
             outcomes
         }
@@ -118,7 +119,7 @@ async fn ends_within_a_line(file: &mut File) -> std::io::Result<bool> {
 }
 
 async fn here(
-    args: &ReplayArgs,
+    (args, printer): (&ReplayArgs, Printer),
     config: &AppConfig,
     clock: Clock,
     input: Input,
@@ -144,7 +145,7 @@ async fn here(
         users.finish(Instant::now() + config.shutdown_grace).await;
     }
     if let Some(before) = before {
-        show(&bus, before, args.json).await?;
+        show(&bus, before, printer).await?;
     }
     replayed.ok_or_else(|| Failure::Failed("the door was closed".to_owned()))
 }
@@ -163,13 +164,12 @@ async fn end_of(bus: &Arc<dyn Bus>) -> Result<u64, Failure> {
     Ok(end)
 }
 
-async fn show(bus: &Arc<dyn Bus>, from: u64, json: bool) -> Result<(), Failure> {
-    let mut printer = Printer::new(json);
+async fn show(bus: &Arc<dyn Bus>, from: u64, mut printer: Printer) -> Result<(), Failure> {
     let mut follower = bus.follow(Start::Position(from), Wanted::Whole).await?;
     while let Some(batch) = follower.next().await {
         let batch = batch?;
         for stored in &batch.messages {
-            if !printer.print(&stored.payload) {
+            if !printer.print(&stored.payload)? {
                 return Ok(());
             }
         }
@@ -186,6 +186,8 @@ async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> 
             "a service runs: follow it with `inlet tail` instead of --show".to_owned(),
         ));
     }
+    // Before the body is sent: whoever else answers must not be handed it.
+    service.greet().await?;
     tracing::info!(service = service.shown(), "replaying through the running service");
     let body = reqwest::Body::wrap_stream(ReaderStream::new(input));
     let response = service.send(service.post("/admin/replay").body(body)).await?;

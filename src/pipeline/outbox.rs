@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::enrich::Enriched;
 use crate::clock::Clock;
 use crate::errors::ErrorCode;
-use crate::redb_file::FileError;
+use crate::redb_file::{self, FileError};
 use crate::retry::Backoff;
 use file::{Change, OutboxFile};
 use filling::{Filling, disk_bytes};
@@ -133,6 +133,11 @@ pub(super) enum Stored {
 }
 
 impl Outbox {
+    /// Whether the outbox in `folder` could be opened, or made. Nothing is.
+    pub fn look(folder: &Path) -> Result<(), OutboxError> {
+        Ok(redb_file::look(&folder.join(FILE_NAME), file::FORMAT)?)
+    }
+
     /// Opens the outbox in `folder`, or makes it. `Outbox::next_recovered` brings what lies in it.
     pub async fn open(
         folder: &Path,
@@ -142,7 +147,8 @@ impl Outbox {
     ) -> Result<Self, OutboxError> {
         let bounds = config.bounds(folder);
         if bounds.is_in_memory {
-            tracing::warn!(error_code = %ErrorCode::OutboxInMemory,
+            tracing::warn!(
+                error_code = %ErrorCode::OutboxInMemory,
                 max_bytes = bounds.max_bytes,
                 "DATA_DIR lies in memory: what is in the outbox is lost with this machine"
             );
@@ -197,7 +203,8 @@ impl Outbox {
                     recovered.extend(row.events.into_iter().map(|event| (event, row.stored_at)));
                 } else {
                     self.part.metrics.torn.inc();
-                    tracing::error!(error_code = %ErrorCode::OutboxTorn,
+                    tracing::error!(
+                        error_code = %ErrorCode::OutboxTorn,
                         row = number,
                         "a row of the outbox is not what was written; its events are lost"
                     );
@@ -409,7 +416,8 @@ impl Outbox {
             let number = *number;
             self.part.metrics.torn.inc();
             let gone = self.rows.remove(&number).map_or(0, |held| self.let_go(number, &held));
-            tracing::error!(error_code = %ErrorCode::OutboxTorn,
+            tracing::error!(
+                error_code = %ErrorCode::OutboxTorn,
                 row = number,
                 events = gone,
                 "a row of the outbox is not what was written; its events are lost"

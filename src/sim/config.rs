@@ -27,6 +27,8 @@ pub struct SimConfig {
     pub seed: u64,
     /// Chat with all that happens on Twitch (subs, raids, bans, replies, shared chat, …) instead of messages alone.
     pub lifelike: bool,
+    /// Of lifelike chat: how many times more often than on Twitch something other than a message happens (1 to 50).
+    pub happenings: u32,
     /// Lines to send instead of made-up ones.
     pub replay: Option<PathBuf>,
     /// Replayed lines keep their `id` and `tmi-sent-ts`.
@@ -72,6 +74,7 @@ impl SimConfig {
             zipf: 1.0,
             seed: 1,
             lifelike: false,
+            happenings: 1,
             replay: None,
             keep_ids: false,
             sent_file: None,

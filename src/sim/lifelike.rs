@@ -27,6 +27,8 @@ const MAX_RECENT: usize = 48;
 const MAX_CHANGED: usize = 4_096;
 /// Happenings are drawn from so many.
 const CHANCES: u32 = 100_000;
+/// They may be so many times more often; beyond it, few messages would be left.
+const MOST_OFTEN: u32 = 50;
 
 /// The generator.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub(super) struct Lifelike {
     changed: BTreeMap<u32, Viewer>,
     /// The first two channels share their chat.
     sharing: bool,
+    chances: u32,
     text: Text,
     /// Lines made and not yet asked for; at most what one happening makes.
     waiting: VecDeque<Line>,
@@ -74,9 +77,15 @@ impl Lifelike {
             rooms: plan.channels.iter().map(room).collect(),
             changed: BTreeMap::new(),
             sharing: false,
+            chances: CHANCES,
             text: Text::default(),
             waiting: VecDeque::new(),
         }
+    }
+
+    /// The same with happenings so many times as often.
+    pub(super) fn more_often(self, times: u32) -> Self {
+        Self { chances: CHANCES / times.clamp(1, MOST_OFTEN), ..self }
     }
 
     /// Appends `count` lines, sent at `now` (Unix ms), to `lines`.
@@ -98,7 +107,7 @@ impl Lifelike {
     /// Lets something happen in some channel.
     fn happen(&mut self) {
         let room = self.sizes.pick(self.rng.f64());
-        match self.rng.u32(..CHANCES) {
+        match self.rng.u32(..self.chances) {
             0..300 => self.resub(room),
             300..400 => self.subgift(room),
             400..430 => self.mystery_gift(room),

@@ -20,6 +20,7 @@ mod gap;
 mod heal;
 mod ledger;
 pub mod lines;
+pub mod look;
 pub mod metrics;
 pub mod normalize;
 mod note;

@@ -20,7 +20,7 @@ use super::{
     WriteRefusal, document,
 };
 use crate::data_dir;
-use crate::redb_file::FileError;
+use crate::redb_file::{self, FileError};
 use crate::telemetry::logs::with_causes;
 use file::{Outcome, StoreFile};
 
@@ -93,6 +93,11 @@ struct Call {
 }
 
 impl EmbeddedStore {
+    /// Whether the store in `folder` could be opened, or made. Nothing is.
+    pub fn look(folder: &Path) -> Result<(), EmbeddedStoreError> {
+        Ok(redb_file::look(&folder.join(FILE_NAME), file::FORMAT)?)
+    }
+
     /// Opens the store in `folder`, or makes it.
     pub fn open(folder: &Path) -> Result<Self, EmbeddedStoreError> {
         data_dir::make(folder).map_err(EmbeddedStoreError::Folder)?;

@@ -98,7 +98,8 @@ impl Users {
         }
         let left = shared.table().dirty();
         if left > 0 {
-            tracing::warn!(error_code = %ErrorCode::CountsDeferred,
+            tracing::warn!(
+                error_code = %ErrorCode::CountsDeferred,
                 users = left,
                 "users were not written in time; they are counted at the next start"
             );

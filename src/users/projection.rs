@@ -192,7 +192,8 @@ impl Shared {
                 let counted_to = self.counted_to_now();
                 let mut table = self.table();
                 table.go_back_to(counted_to);
-                tracing::warn!(error_code = %ErrorCode::CountsDeferred,
+                tracing::warn!(
+                    error_code = %ErrorCode::CountsDeferred,
                     counted_to,
                     "too many events are not counted while the store is away; they will be read again"
                 );

@@ -10,9 +10,13 @@
 
 mod admin;
 mod bad_input;
+mod check;
+mod client;
 mod commands;
 mod confined;
+mod consumers;
 mod contract;
+mod demo;
 mod faults;
 mod forms;
 mod fuzz;

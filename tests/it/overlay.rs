@@ -52,7 +52,7 @@ async fn the_overlay_shows_chat_from_a_file_and_from_a_listed_site_and_takes_awa
     ];
     let inlet = Inlet::serve(&settings).await;
     inlet.ready().await;
-    let browser = Browser::start().await;
+    let browser = Browser::start();
     let (from_file, from_site, refused) = (browser.tab().await, browser.tab().await, browser.tab().await);
     let file = concat!("file://", env!("CARGO_MANIFEST_DIR"), "/examples/overlay.html");
     from_file.open(&format!("{file}{}", settings_of(&inlet, TOKEN))).await;

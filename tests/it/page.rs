@@ -45,7 +45,7 @@ async fn the_page_shows_what_is_said_as_text_and_survives_a_restart() {
     let settings = of_alpha(&url);
     let inlet = Inlet::serve(&settings).await;
     let base = inlet.url("/");
-    let browser = Browser::start().await;
+    let browser = Browser::start();
     let tab = browser.tab().await;
     tab.open(&base).await;
     tab.is(IS_WELL).await;
@@ -107,7 +107,7 @@ async fn the_page_asks_for_the_token_and_keeps_it_for_the_tab() {
     let inlet = Inlet::serve(&settings).await;
     inlet.ready().await;
     let base = inlet.url("/");
-    let browser = Browser::start().await;
+    let browser = Browser::start();
     let tab = browser.tab().await;
     tab.open(&base).await;
     tab.is("!document.querySelector('#ask').hidden && document.querySelector('#version').textContent").await;
@@ -140,7 +140,7 @@ async fn the_page_asks_for_the_token_and_keeps_it_for_the_tab() {
 #[tokio::test]
 async fn the_page_says_what_to_do_where_there_is_nothing_to_see() {
     let inlet = Inlet::serve(&[]).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start();
     let tab = browser.tab().await;
     tab.open(&inlet.url("/")).await;
     tab.is("document.querySelector('#empty').textContent.includes('TWITCH_CHANNELS')").await;
@@ -184,7 +184,7 @@ async fn the_page_can_be_read_on_a_desk_on_a_phone_and_in_the_dark() {
     let url = simulator.url();
     let inlet = Inlet::serve(&[("TWITCH_CHANNELS", "alpha,beta,gamma"), ("TWITCH_IRC_URL", &url)]).await;
     inlet.settled(150).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start();
     let tab = browser.tab().await;
     tab.open(&inlet.url("/")).await;
     tab.is(IS_WELL).await;

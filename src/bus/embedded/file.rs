@@ -21,7 +21,7 @@ use crate::redb_file::{FileError, NUMBERS, RedbFile};
 const ROWS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("rows");
 
 /// Of this layout. A file with a higher one is left alone; rows of the one before are read as they are.
-const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 2;
 
 /// A row is closed at this size, whatever still waits for the same commit.
 const LARGEST_ROW: usize = 4 << 20;

@@ -26,6 +26,8 @@ const LEAST_MAX_BYTES: u64 = 256 << 20;
 pub(super) struct Attached {
     pub(super) name: String,
     pub(super) identity: String,
+    /// Its retention is limits.
+    pub(super) keeps_by_limits: bool,
     pub(super) duplicate_window: Duration,
     pub(super) max_age: Option<Duration>,
     /// The stream's own limit, if it has one.
@@ -58,13 +60,7 @@ pub(super) fn default_name(prefix: &str) -> String {
 
 /// Finds the stream and checks it, or creates it.
 pub(super) async fn ensure(context: &Context, desired: &Desired, owner: Owner) -> Result<Attached, BusError> {
-    let name = match &desired.stream {
-        Some(name) => name.clone(),
-        None => match find(context, desired).await? {
-            Some(name) => name,
-            None => desired.default_name.clone(),
-        },
-    };
+    let name = name(context, desired).await?;
     if let Some(info) = get(context, &name).await? {
         check(&info, desired)
     } else if owner == Owner::Other {
@@ -73,7 +69,8 @@ pub(super) async fn ensure(context: &Context, desired: &Desired, owner: Owner) -
         let info = create(context, &name, desired).await?;
         // Said once each: a stream that vanished is a thing to know of.
         if owner == Owner::Inlet {
-            tracing::error!(error_code = %errors::ErrorCode::StreamRecreated,
+            tracing::error!(
+                error_code = %errors::ErrorCode::StreamRecreated,
                 stream = name,
                 "the stream was gone and has been created again; what it held is lost"
             );
@@ -82,6 +79,24 @@ pub(super) async fn ensure(context: &Context, desired: &Desired, owner: Owner) -
         }
         check(&info, desired)
     }
+}
+
+/// As [`ensure`] with nothing done: the stream that is there, or the name of the one that would be created.
+pub(super) async fn look(context: &Context, desired: &Desired) -> Result<Result<Attached, String>, BusError> {
+    let name = name(context, desired).await?;
+    if let Some(info) = get(context, &name).await? {
+        return check(&info, desired).map(Ok);
+    }
+    let others = others(context, desired).await?;
+    if others.is_empty() { Ok(Err(name)) } else { Err(overlap(&name, &others)) }
+}
+
+/// The name of the stream: as set, or of the one that covers the subject, or of the one to create.
+async fn name(context: &Context, desired: &Desired) -> Result<String, BusError> {
+    if let Some(name) = &desired.stream {
+        return Ok(name.clone());
+    }
+    Ok(find(context, desired).await?.unwrap_or_else(|| desired.default_name.clone()))
 }
 
 /// The stream that takes our events now, if any does.
@@ -153,12 +168,14 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
             "the stream {name} has no duplicate window, so events would double"
         )));
     }
-    if config.retention != RetentionPolicy::Limits {
+    let keeps_by_limits = config.retention == RetentionPolicy::Limits;
+    if !keeps_by_limits {
         tracing::warn!(error_code = %errors::ErrorCode::StreamUnsafe, stream = name, "the stream's retention is not limits: counts may be lost in a crash");
     }
     Ok(Attached {
         name: name.clone(),
         identity: format!("{name}@{}", info.created.unix_timestamp_nanos()),
+        keeps_by_limits,
         duplicate_window: config.duplicate_window,
         max_age: Some(config.max_age).filter(|age| !age.is_zero()),
         largest_message: usize::try_from(config.max_message_size).ok().filter(|most| *most > 0),
@@ -187,7 +204,7 @@ async fn create(context: &Context, name: &str, desired: &Desired) -> Result<Info
                 CreateStreamErrorKind::JetStream(cause)
                     if cause.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
                 {
-                    return Err(overlap(context, name, desired).await?);
+                    return Err(overlap(name, &others(context, desired).await?));
                 }
                 CreateStreamErrorKind::JetStream(cause) => return Err(refused(&cause)),
                 _ => return Err(BusError::Away(with_causes(&error))),
@@ -196,17 +213,22 @@ async fn create(context: &Context, name: &str, desired: &Desired) -> Result<Info
     }
 }
 
-async fn overlap(context: &Context, name: &str, desired: &Desired) -> Result<BusError, BusError> {
+/// The streams that take something of ours.
+async fn others(context: &Context, desired: &Desired) -> Result<Vec<String>, BusError> {
     let mut others = Vec::new();
     for pattern in desired.subjects.patterns() {
         others.extend(names_on(context, &pattern).await?);
     }
     others.sort_unstable();
     others.dedup();
-    Ok(BusError::Unfit(format!(
+    Ok(others)
+}
+
+fn overlap(name: &str, others: &[String]) -> BusError {
+    BusError::Unfit(format!(
         "the stream {name} cannot be created: its subjects overlap with those of {}",
         others.join(", ")
-    )))
+    ))
 }
 
 fn new_stream(name: &str, desired: &Desired, max_bytes: u64) -> Config {

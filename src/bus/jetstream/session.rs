@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, context::Context};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use thiserror::Error;
 use tokio::sync::watch;
 
 use super::JetStreamConfig;
@@ -41,6 +42,33 @@ pub(super) fn checked_credentials(contents: &Secret) -> Result<Secret, String> {
     }
 }
 
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub(super) enum ConnectError {
+    /// The server is there and does not let us in, or cannot show who it is: somebody has to change something.
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else.
+    #[error("{0}")]
+    Away(String),
+}
+
+impl From<async_nats::ConnectError> for ConnectError {
+    fn from(error: async_nats::ConnectError) -> Self {
+        let why = with_causes(&error);
+        match error.kind() {
+            ConnectErrorKind::Authentication
+            | ConnectErrorKind::AuthorizationViolation
+            | ConnectErrorKind::ServerParse
+            | ConnectErrorKind::Tls => Self::Refused(why),
+            ConnectErrorKind::Dns
+            | ConnectErrorKind::TimedOut
+            | ConnectErrorKind::Io
+            | ConnectErrorKind::MaxReconnects => Self::Away(why),
+        }
+    }
+}
+
 /// Makes connections, one server after the other.
 pub(super) struct Connector {
     config: JetStreamConfig,
@@ -55,23 +83,33 @@ impl Connector {
     }
 
     /// Connects to the next server in turn.
-    pub(super) async fn connect(&mut self) -> Result<Link, String> {
+    pub(super) async fn connect(&mut self) -> Result<Link, ConnectError> {
         let url = self.config.urls[self.next_server % self.config.urls.len()].clone();
         self.next_server += 1;
+        self.connect_to(&url).await
+    }
+
+    /// Connects to this server.
+    pub(super) async fn connect_to(&self, url: &Secret) -> Result<Link, ConnectError> {
         let (lost, lost_seen) = watch::channel(false);
-        let address: ServerAddr = url.expose().parse().map_err(|_| "NATS_URL is no address".to_owned())?;
-        let (options, address) = (self.options(&address)?, without_secrets(address)?);
+        let (options, address) = self.prepared(url).map_err(ConnectError::Refused)?;
         let options = options.event_callback(move |event| {
             let ends = matches!(event, Event::Disconnected | Event::Closed);
             lost.send_if_modified(|lost| ends && !std::mem::replace(lost, true));
             async {}
         });
-        let client = options.connect(address).await.map_err(|error| with_causes(&error))?;
+        let client = options.connect(address).await?;
         // There is no "never reconnect": one attempt is the least. This makes that one fail at once.
-        client.set_server_pool(NOWHERE).await.map_err(|error| with_causes(&error))?;
+        let pool = client.set_server_pool(NOWHERE).await;
+        pool.map_err(|error| ConnectError::Away(with_causes(&error)))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(REQUEST_TIMEOUT);
         Ok(Link { client, context, lost: lost_seen })
+    }
+
+    fn prepared(&self, url: &Secret) -> Result<(ConnectOptions, ServerAddr), String> {
+        let address: ServerAddr = url.expose().parse().map_err(|_| "NATS_URL is no address".to_owned())?;
+        Ok((self.options(&address)?, without_secrets(address)?))
     }
 
     fn options(&self, address: &ServerAddr) -> Result<ConnectOptions, String> {

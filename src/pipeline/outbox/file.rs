@@ -14,7 +14,7 @@ use crate::redb_file::{FileError, RedbFile, guarded, is_sound, open_untouched};
 const ROWS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("rows");
 
 /// Of this layout. A file with a higher one is left alone.
-const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 1;
 
 /// How much one read brings, in bytes of rows; one row at least.
 const READ_BYTES: usize = 2 << 20;

@@ -105,7 +105,8 @@ impl OutboxPart {
             | (Some(Trouble::Full), Some(Trouble::Full))
             | (None, None) => {}
             (_, Some(Trouble::Full)) => {
-                tracing::error!(error_code = %ErrorCode::OutboxFull,
+                tracing::error!(
+                    error_code = %ErrorCode::OutboxFull,
                     max_bytes = self.bounds.max_bytes,
                     "the outbox is full: nothing more is taken off the door"
                 );

@@ -45,7 +45,8 @@ pub(super) fn moment(clock: &Clock) -> Moment {
 /// Says that a file was set aside, and counts it.
 pub(super) fn say_set_aside(aside: &SetAside, torn: &IntCounter) {
     torn.inc();
-    tracing::error!(error_code = %ErrorCode::OutboxTorn,
+    tracing::error!(
+        error_code = %ErrorCode::OutboxTorn,
         file = %aside.path.display(),
         rescued_rows = aside.rescued,
         "the outbox was torn or none of ours; it was set aside, and what could be read of it was taken over"

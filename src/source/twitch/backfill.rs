@@ -174,6 +174,16 @@ impl Backfill {
         Ok(Self { url, client: builder.build()?, normalizer, clock, answered: Mutex::new(None) })
     }
 
+    /// Asks for a channel's last moments, to see whether the service answers as it should; what it says is not used.
+    pub(super) async fn ask(&self, channel: &str, last: Duration) -> Result<(), String> {
+        let now = self.clock.now();
+        let asked = async {
+            let body = self.fetch(channel, now.checked_sub(last).unwrap_or(now), now).await?;
+            serde_json::from_slice::<Page<'_>>(&body).map(drop).map_err(|error| unreadable(&error))
+        };
+        asked.await.map_err(|error| with_causes(&error))
+    }
+
     /// Brings what the service knows of a gap to the door, and waits until it is settled. `None`: the service did not
     /// answer for the whole of it.
     pub(super) async fn heal(&self, gap: &Gap, since: Instant, intake: &Intake) -> Option<Healed> {

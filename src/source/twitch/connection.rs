@@ -19,6 +19,7 @@ use super::ledger::Mark;
 use super::lines::Lines;
 use super::normalize::{Protocol, Reading, TakenIn};
 use super::plan::{ConnectionId, JoinFailure};
+use super::settings::Account;
 use crate::envelope::draft::Content;
 use crate::envelope::{Draft, Origin};
 use crate::errors::ErrorCode;
@@ -30,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// And so long after, the peer is dead, however open the socket looks.
 const ANSWER: Duration = Duration::from_secs(8);
 /// From the connection to the welcome.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection whose channels are all heard elsewhere is read so much longer: what Twitch sent before the new one was
 /// joined may still be on its way to the old one.
@@ -159,10 +160,7 @@ impl Connection {
     }
 
     async fn talk(&mut self, socket: Box<dyn Transport>, stop: watch::Receiver<bool>) -> End {
-        let nick = match &self.shared.config.account {
-            Some(account) => account.username.clone(),
-            None => format!("justinfan{}", fastrand::u32(10_000..100_000)),
-        };
+        let nick = nick(self.shared.config.account.as_ref());
         let mut session = Session {
             connection: self,
             socket,
@@ -220,12 +218,7 @@ impl Session<'_> {
     }
 
     async fn log_in(&mut self) -> Result<(), End> {
-        let pass = match &self.connection.shared.config.account {
-            Some(account) => format!("PASS oauth:{}\r\n", account.token.expose()),
-            None => String::new(),
-        };
-        let nick = &self.nick;
-        let hello = format!("CAP REQ :twitch.tv/tags twitch.tv/commands\r\n{pass}NICK {nick}\r\n");
+        let hello = hello(self.connection.shared.config.account.as_ref(), &self.nick);
         self.write(&hello).await?;
         self.connection.report(What::LoggingIn { at: Instant::now() }).await;
         Ok(())
@@ -357,6 +350,23 @@ impl Session<'_> {
             Closing::Asked(_) | Closing::No => Err(End::Replaced),
         }
     }
+}
+
+/// Who to log in as: `justinfan` and a number is anybody.
+pub(super) fn nick(account: Option<&Account>) -> String {
+    match account {
+        Some(account) => account.username.clone(),
+        None => format!("justinfan{}", fastrand::u32(10_000..100_000)),
+    }
+}
+
+/// The first lines of a connection.
+pub(super) fn hello(account: Option<&Account>, nick: &str) -> String {
+    let pass = match account {
+        Some(account) => format!("PASS oauth:{}\r\n", account.token.expose()),
+        None => String::new(),
+    };
+    format!("CAP REQ :twitch.tv/tags twitch.tv/commands\r\n{pass}NICK {nick}\r\n")
 }
 
 /// The channel of an event.

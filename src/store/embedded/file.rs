@@ -20,7 +20,7 @@ const DOCUMENTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("d
 const DAMAGED: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("damaged");
 
 /// Of this layout. A file with a higher one is left alone.
-const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 2;
 
 /// Set in the version of a document behind which a checksum stands: over its key, its version and its fields.
 const HAS_CHECKSUM: u64 = 1 << 63;

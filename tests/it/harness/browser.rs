@@ -101,7 +101,7 @@ pub struct Browser {
 
 impl Browser {
     /// Starts one. `CHROMIUM_BIN` picks another than the one in the path.
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = std::env::var("CHROMIUM_BIN").unwrap_or_else(|_| "chromium".to_owned());
         // It reads commands from descriptor 3 and answers on 4.
