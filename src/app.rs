@@ -24,6 +24,7 @@ use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
+use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
@@ -36,6 +37,7 @@ use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
 use crate::telemetry::metrics::{Counters, Label as _};
+use crate::telemetry::tally::ErrorTally;
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
@@ -165,9 +167,8 @@ impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
         let (data_dir, listener, address) = take_place(&config).await?;
-        say_hello(&config, address);
         let path = &config.path;
-        let registry = new_registry()?;
+        let (registry, errors) = new_registry(&clock)?;
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
@@ -175,7 +176,7 @@ impl App {
         let of_twitch = (&twitch_metrics, &registry);
         let Account { status, document, keeper } =
             open_account(path, data_dir.path(), &store, of_twitch, &clock)?;
-        let users = open_users(path, store, &bus, &registry, &clock)?;
+        let users = open_users(path, store.clone(), &bus, &registry, &clock)?;
         let mut tasks = Tasks::new();
         let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
         let (intake, outbox, of_path) =
@@ -198,6 +199,8 @@ impl App {
             registry,
             token_document: document,
             replay: Arc::clone(&replay),
+            store,
+            errors,
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
@@ -256,7 +259,7 @@ impl App {
         match &ended {
             None => tracing::info!(pending = self.pipeline.pending.get(), "shutting down"),
             Some(Ended { name, panicked }) => {
-                tracing::error!(task = name, panicked, "a part ended; shutting down");
+                tracing::error!(error_code = %ErrorCode::PartEnded, task = name, panicked, "a part ended; shutting down");
             }
         }
         let deadline = Instant::now() + self.grace;
@@ -368,17 +371,19 @@ async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
     }
 }
 
-/// The folder and the port, each of one service at a time.
+fn holder(port: u16) -> String {
+    format!("inlet serve, process {}, port {port}", std::process::id())
+}
+
+/// The folder and the port, ours from here on.
 async fn take_place(config: &AppConfig) -> Result<(DataDir, TcpListener, SocketAddr), AppError> {
     let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
     let listener = listen(&config.http).await?;
     let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
     data_dir.say(&holder(address.port()))?;
+    say_hello(config, address);
+    config.http.say_weak_tokens();
     Ok((data_dir, listener, address))
-}
-
-fn holder(port: u16) -> String {
-    format!("inlet serve, process {}, port {port}", std::process::id())
 }
 
 fn listen_error(config: &HttpConfig, source: std::io::Error) -> AppError {
@@ -399,6 +404,7 @@ fn twitch(
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
         tracing::warn!(
+            error_code = %ErrorCode::NoChannels,
             "no channels: set TWITCH_CHANNELS to read chat (`inlet demo` shows how it looks without any)"
         );
         return Ok(None);
@@ -414,15 +420,17 @@ fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
     is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 
-/// With what is always there: the process and the build.
-fn new_registry() -> prometheus::Result<Registry> {
+/// With what is always there: the process, the build, and what goes wrong.
+fn new_registry(clock: &Clock) -> prometheus::Result<(Registry, ErrorTally)> {
     let registry = Registry::new();
+    let errors = ErrorTally::of_the_log(clock)?;
+    errors.register(&registry)?;
     registry.register(Box::new(ProcessCollector::for_self()))?;
     let build =
         IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
-    Ok(registry)
+    Ok((registry, errors))
 }
 
 fn say_hello(config: &AppConfig, address: SocketAddr) {

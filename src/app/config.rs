@@ -15,7 +15,7 @@ use crate::source::twitch::{SharedChatMode, TwitchArgs, TwitchConfig};
 use crate::store::{StoreArgs, StoreConfig, StoreDriver};
 use crate::telemetry::logs::{LogArgs, LogConfig};
 use crate::tls::{TlsArgs, TlsConfig};
-use crate::users::{EnrichArgs, EnrichConfig, EnrichMode};
+use crate::users::{EnrichArgs, EnrichConfig};
 
 /// Settings of the service.
 #[derive(Debug, Clone, Args)]
@@ -149,8 +149,7 @@ impl PathArgs {
 impl PathConfig {
     /// Whether something lies in `DATA_DIR` that has one user at a time.
     pub fn has_embedded_parts(&self) -> bool {
-        let has_store = self.enrich.mode != EnrichMode::Off && self.store.driver == StoreDriver::Embedded;
-        has_store || self.bus.driver == Driver::Embedded
+        self.store.driver == StoreDriver::Embedded || self.bus.driver == Driver::Embedded
     }
 
     /// Messages under way at a time.
