@@ -24,8 +24,9 @@ use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
+use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
-use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
+use crate::pipeline::{Intake, OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
 use crate::source::twitch::credentials::NewerTokenFile;
 use crate::source::twitch::credentials::oauth::OAuthSetupError;
@@ -36,6 +37,7 @@ use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
 use crate::telemetry::metrics::{Counters, Label as _};
+use crate::telemetry::tally::ErrorTally;
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
@@ -165,21 +167,19 @@ impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
         let (data_dir, listener, address) = take_place(&config).await?;
-        say_hello(&config, address);
         let path = &config.path;
-        let (registry, mut tasks) = (new_registry()?, Tasks::new());
+        let ((registry, errors), mut tasks) = (new_registry(&clock)?, Tasks::new());
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
         let store = open_store(path, data_dir.path(), &registry)?;
         let Account { status, document, keeper } =
             open_account(path, data_dir.path(), &store, (&twitch_metrics, &registry), &clock)?;
-        let people = open_people(path, store, &bus, &registry, &clock)?;
+        let people = open_people(path, store.clone(), &bus, &registry, &clock)?;
         let around = Around::new(&bus, &people, &pipeline, &clock);
         let (intake, outbox, of_path) =
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
-        let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
-        let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
+        let replay = replay_door(path, &intake, &twitch_metrics, clock.clone());
         let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path())?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -197,19 +197,18 @@ impl App {
             registry,
             token_document: document,
             replay: Arc::clone(&replay),
+            store,
+            errors,
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
         hear_of_both(&*bus, people.users.as_ref()).await?;
-        match source {
-            Some(source) => {
-                tasks.spawn("twitch token", keeper.run(stop.subscribe()));
-                let asked = Arc::clone(&bus);
-                let last_stored = |started| last_stored_before(asked, started);
-                let source = |stop| source.run(intake, last_stored, stop);
-                tasks.spawn("twitch", when_caught_up(people.users.clone(), source, stop.subscribe()));
-            }
-            None => drop(intake),
+        if let Some(source) = source {
+            tasks.spawn("twitch token", keeper.run(stop.subscribe()));
+            let asked = Arc::clone(&bus);
+            let last_stored = |started| last_stored_before(asked, started);
+            let source = |stop| source.run(intake, last_stored, stop);
+            tasks.spawn("twitch", when_caught_up(people.users.clone(), source, stop.subscribe()));
         }
         Ok(Self {
             address,
@@ -255,7 +254,7 @@ impl App {
         match &ended {
             None => tracing::info!(pending = self.pipeline.pending.get(), "shutting down"),
             Some(Ended { name, panicked }) => {
-                tracing::error!(task = name, panicked, "a part ended; shutting down");
+                tracing::error!(error_code = %ErrorCode::PartEnded, task = name, panicked, "a part ended; shutting down");
             }
         }
         let deadline = Instant::now() + self.grace;
@@ -289,6 +288,17 @@ impl App {
             None => Ok(self.tally()),
         }
     }
+}
+
+/// The way of captured lines into the path.
+fn replay_door(
+    path: &PathConfig,
+    intake: &Intake,
+    metrics: &Arc<TwitchMetrics>,
+    clock: Clock,
+) -> Arc<ReplayDoor> {
+    let normalizer = Normalizer::new(Origin::Replay, path.shared_chat(), Arc::clone(metrics));
+    Arc::new(ReplayDoor::new(intake.clone(), normalizer, clock))
 }
 
 /// Opens the source when what the stream holds is noted, so that nobody is met who is about to be known better.
@@ -367,17 +377,19 @@ async fn hear_of_counting(users: Option<&Users>) -> Result<(), AppError> {
     }
 }
 
-/// The folder and the port, each of one service at a time.
+fn holder(port: u16) -> String {
+    format!("inlet serve, process {}, port {port}", std::process::id())
+}
+
+/// The folder and the port, ours from here on.
 async fn take_place(config: &AppConfig) -> Result<(DataDir, TcpListener, SocketAddr), AppError> {
     let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
     let listener = listen(&config.http).await?;
     let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
     data_dir.say(&holder(address.port()))?;
+    say_hello(config, address);
+    config.http.say_weak_tokens();
     Ok((data_dir, listener, address))
-}
-
-fn holder(port: u16) -> String {
-    format!("inlet serve, process {}, port {port}", std::process::id())
 }
 
 fn listen_error(config: &HttpConfig, source: std::io::Error) -> AppError {
@@ -398,6 +410,7 @@ fn twitch(
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
         tracing::warn!(
+            error_code = %ErrorCode::NoChannels,
             "no channels: set TWITCH_CHANNELS to read chat (`inlet demo` shows how it looks without any)"
         );
         return Ok(None);
@@ -413,15 +426,17 @@ fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
     is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 
-/// With what is always there: the process and the build.
-fn new_registry() -> prometheus::Result<Registry> {
+/// With what is always there: the process, the build, and what goes wrong.
+fn new_registry(clock: &Clock) -> prometheus::Result<(Registry, ErrorTally)> {
     let registry = Registry::new();
+    let errors = ErrorTally::of_the_log(clock)?;
+    errors.register(&registry)?;
     registry.register(Box::new(ProcessCollector::for_self()))?;
     let build =
         IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
-    Ok(registry)
+    Ok((registry, errors))
 }
 
 fn say_hello(config: &AppConfig, address: SocketAddr) {

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::envelope::MessageId;
+use crate::errors::ErrorCode;
 use crate::label;
 use crate::status::Part;
 
@@ -353,7 +354,9 @@ impl Silence {
     /// Notes it, and logs it when it changes.
     pub fn say(&self, is_silent: bool) {
         match (self.0.swap(is_silent, Ordering::Relaxed), is_silent) {
-            (false, true) => tracing::warn!("the bus acknowledges nothing"),
+            (false, true) => {
+                tracing::warn!(error_code = %ErrorCode::BusUnavailable, "the bus acknowledges nothing");
+            }
             (true, false) => tracing::info!("the bus acknowledges again"),
             (false, false) | (true, true) => {}
         }

@@ -22,6 +22,7 @@ use thiserror::Error;
 use crate::app::AppError;
 use crate::bus::BusError;
 use crate::clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::OutboxError;
 use crate::settings::{Environment, Problems};
 use crate::telemetry::logs::{say_panics, with_causes};
@@ -33,6 +34,7 @@ Secrets have no flag; they are read from NAME, or from the file that NAME_FILE n
   TWITCH_BOT_REFRESH_TOKEN  what gets the next one
   TWITCH_CLIENT_SECRET      secret of TWITCH_CLIENT_ID; a public client has none
   ADMIN_TOKEN               guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
+  ADMIN_TOKEN_NEXT          opens the same, while it takes the other's place
   STREAM_TOKEN              opens /v1/stream alone, also as ?access_token=
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 unavailable, 78 configuration.";
@@ -211,7 +213,7 @@ async fn asked_to_stop() {
             }
         }
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(error = %error, "signals cannot be heard; only SIGKILL will end this");
+            tracing::error!(error_code = %ErrorCode::Internal, error = %error, "signals cannot be heard; only SIGKILL will end this");
             std::future::pending::<()>().await;
         }
     }

@@ -165,8 +165,12 @@ codes! {
     /// The bus does not even take the dead letter; the event exists in the log alone.
     Undeliverable => "undeliverable", None, "Read the bus's words in the log; the event is lost.";
 
+    /// A token is so short that it can be guessed.
+    WeakToken => "weak_token", None, "Choose 32 random bytes: `openssl rand -base64 32`.";
     /// Connections to the operator's HTTP cannot be taken.
     AcceptFailed => "accept_failed", None, "Raise the limit of open files (`ulimit -n`).";
+    /// The demo's temporary folder could not be removed.
+    LeftBehind => "left_behind", None, "Remove it; the log line names it.";
     /// A part of the service ended that should not have; the service shuts down.
     PartEnded => "part_ended", None, "Report it, with the panic's line before it.";
     /// A panic.

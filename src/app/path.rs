@@ -11,6 +11,7 @@ use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
 use crate::bus::jetstream::JetStreamBus;
 use crate::bus::{Bus, BusConfig, BusPart, BusState, Driver, Silence};
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::{
     self, Enrich, Intake, Outbox, OutboxError, OutboxMetrics, PipelineMetrics, Publish, open_door,
 };
@@ -46,7 +47,7 @@ pub(super) async fn hear_of(bus: &dyn Bus) -> Result<(), AppError> {
             return Err(AppError::BusUnfit(why.clone()));
         }
     } else {
-        tracing::warn!("no answer from the bus yet; going on all the same");
+        tracing::warn!(error_code = %ErrorCode::BusUnavailable, "no answer from the bus yet; going on all the same");
     }
     Ok(())
 }

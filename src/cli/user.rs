@@ -178,7 +178,7 @@ async fn stream_of(config: &AppConfig, is_folder_ours: bool, clock: &Clock) -> O
         return None;
     }
     let bus = open_bus(&config.path, &config.data_dir, clock).await;
-    bus.inspect_err(|error| tracing::warn!(error = %error, "the stream cannot be asked")).ok()
+    bus.inspect_err(|error| tracing::info!(error = %error, "the stream cannot be asked what it holds")).ok()
 }
 
 impl From<Audited<UserError>> for Failure {

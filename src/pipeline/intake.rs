@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::metrics::{PipelineMetrics, RefusedReason};
 use crate::clock::Clock;
 use crate::envelope::{Draft, MessageId, Origin, Outcome};
+use crate::errors::ErrorCode;
 use crate::recent::Recent;
 use crate::settings::{self, Problems};
 use crate::users::{Bar, Barred};
@@ -319,7 +320,7 @@ impl Intake {
                 return permit.ok().map(without_patience);
             }
             is_overrun.store(true, Ordering::Relaxed);
-            tracing::error!("the door is full: events are refused and lost until the bus takes them again");
+            tracing::error!(error_code = %ErrorCode::DoorFull, "the door is full: events are refused and lost until the bus takes them again");
         }
         let left = u32::try_from(room.available_permits()).unwrap_or(u32::MAX).min(permits);
         Arc::clone(room).try_acquire_many_owned(left).ok().map(without_patience)

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Users;
 use super::words::TOLD;
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::store::document::shown_time;
 use crate::store::measured::Store;
@@ -236,7 +237,11 @@ impl Barred {
                         tracing::debug!(error = %error, "who is not taken in cannot be followed now");
                     } else {
                         self.give_up_waiting(users.as_ref(), &error);
-                        said.failure(&error, "who is ignored or forgotten cannot be followed");
+                        said.failure(
+                            ErrorCode::StoreRefused,
+                            &error,
+                            "who is ignored or forgotten cannot be followed",
+                        );
                     }
                 }
             }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::barred::Tombstone;
 use super::{EnrichMode, PATIENCE, Shared, Users};
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::store::{Change, Condition, Name, StoreError, Write, WriteRefusal};
 use crate::telemetry::logs::Said;
@@ -103,7 +104,11 @@ impl Users {
                     if error.is_transient() {
                         tracing::debug!(error = %error, "documents of forgotten users could not be looked for");
                     } else {
-                        said.failure(&error, "documents of forgotten users cannot be deleted");
+                        said.failure(
+                            ErrorCode::StoreRefused,
+                            &error,
+                            "documents of forgotten users cannot be deleted",
+                        );
                     }
                     let wait = backoff.next_wait();
                     shared.erasures.add(Instant::now() + wait, keys.into_iter());

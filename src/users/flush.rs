@@ -12,6 +12,7 @@ use super::meet::identify;
 use super::table::Flushing;
 use super::{PATIENCE, Shared, Users, gauge};
 use crate::envelope::id::UserRef;
+use crate::errors::ErrorCode;
 use crate::store::document::{shown_time, write_counts, write_history};
 use crate::store::{Document, Fields, Name, StoreError, Version, Write, WriteRefusal};
 
@@ -98,6 +99,7 @@ impl Users {
         let left = shared.table().dirty();
         if left > 0 {
             tracing::warn!(
+                error_code = %ErrorCode::CountsDeferred,
                 users = left,
                 "users were not written in time; they are counted at the next start"
             );
@@ -220,7 +222,7 @@ impl Shared {
             Err(WriteRefusal::Failed(error)) => error,
         };
         if !error.is_transient() {
-            tracing::error!(user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
+            tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
         }
         table.postpone(&flushing.key, self.clock.now());
     }

@@ -9,6 +9,7 @@ use super::table::{Entered, Met, Opening, Visit};
 use super::{Matched, Shared, Users};
 use crate::envelope::UnmatchedReason;
 use crate::envelope::id::{self, UserRef};
+use crate::errors::ErrorCode;
 use crate::store::document::{write_history, write_profile};
 use crate::store::{Fields, Name, StoreError, Version, Write, WriteRefusal};
 
@@ -215,7 +216,7 @@ impl Shared {
             // Contention, or a part of a request: the store is there. What was written shows when it is read.
             Err(WriteRefusal::Failed(error)) if error.is_transient() => table.forget_base(&opening.key),
             Err(WriteRefusal::Failed(error)) => {
-                tracing::error!(user_ref = %UserRef(&opening.key), error = %error, "the user's document cannot be written");
+                tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(&opening.key), error = %error, "the user's document cannot be written");
                 table.refuse(&opening.key);
             }
         }

@@ -19,6 +19,7 @@ use crate::bus::{Batch, BusError, BusState, ByUser, Lane, Message, Numbered, Ref
 use crate::envelope::draft::{Content, PayloadJson, SourceRef};
 use crate::envelope::id::{self, UserRef};
 use crate::envelope::{Draft, EnvelopeV1, Event, EventType, MessageId, Origin, UnmatchedReason};
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::store::{Document, Fields, StoreError, Write, WriteRefusal};
 use crate::telemetry::logs::Said;
@@ -105,7 +106,11 @@ impl Users {
                     backoff.reset();
                 }
                 Err(NotSaid::Refused(error)) if !error.is_transient() => {
-                    said.failure(&error, "that somebody is forgotten cannot be said in the stream");
+                    said.failure(
+                        ErrorCode::BusUnfit,
+                        &error,
+                        "that somebody is forgotten cannot be said in the stream",
+                    );
                     sleep(backoff.next_wait()).await;
                 }
                 Err(error) => {
@@ -236,7 +241,7 @@ impl Shared {
             let name = barred::name(key);
             match self.store.write(Write::set(name.clone(), fields.clone()), PATIENCE).await {
                 Ok(version) => {
-                    tracing::warn!("the store did not know that somebody is forgotten; the stream did");
+                    tracing::info!("the store did not know that somebody is forgotten; the stream did");
                     // The store says it again; nobody need wait for that.
                     drop(self.barred.hear(false, &[(name, Some(Document { fields, version }))]));
                 }

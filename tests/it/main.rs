@@ -9,6 +9,7 @@
 )]
 
 mod accounts;
+mod admin;
 mod bad_input;
 mod check;
 mod client;

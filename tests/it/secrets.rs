@@ -26,6 +26,7 @@ use crate::harness::{eventually, free_port};
 const BOT_TOKEN: &str = "bot9token0of1twitch";
 const REFRESH_TOKEN: &str = "refr3sh0token0of1twitch";
 const ADMIN_TOKEN: &str = "admin-T0ken/of+the=operator";
+const ADMIN_TOKEN_NEXT: &str = "n3xt-admin/T0ken+of=next-year";
 const STREAM_TOKEN: &str = "str3am-T0ken/of+an=overlay";
 const WRONG_TOKEN: &str = "wrong-t0ken/of-somebody";
 const NATS_PASSWORD: &str = "n@ts/p4ss:word";
@@ -64,6 +65,7 @@ fn all_forms() -> Vec<String> {
         ("", REFRESH_TOKEN),
         (CLIENT_ID, CLIENT_SECRET),
         ("", ADMIN_TOKEN),
+        ("", ADMIN_TOKEN_NEXT),
         ("", STREAM_TOKEN),
         ("", WRONG_TOKEN),
         ("inlet", NATS_PASSWORD),
@@ -165,6 +167,8 @@ async fn ask_everything(inlet: &Inlet) -> String {
         "/metrics",
         "/_debug/config",
         "/_debug/twitch",
+        "/admin/audit",
+        "/admin/errors",
         "/nothing",
         "/v1/nothing",
     ];
@@ -172,6 +176,7 @@ async fn ask_everything(inlet: &Inlet) -> String {
     for path in paths {
         let request = |token: &str| client.get(inlet.url(path)).header("authorization", token);
         requests.push(request(&format!("Bearer {ADMIN_TOKEN}")));
+        requests.push(request(&format!("Bearer {ADMIN_TOKEN_NEXT}")));
         requests.push(request(&format!("Bearer {WRONG_TOKEN}")));
         requests.push(request(WRONG_TOKEN));
         requests.push(client.post(inlet.url(path)).body(CHAT).header("x-forwarded-for", FORWARDED_FOR));
@@ -253,6 +258,7 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
             ("IRC_RECONNECT_INITIAL_MS", "10".to_owned()),
             ("NATS_URL", nats_url.clone()),
             ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+            ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
             ("STREAM_TOKEN", STREAM_TOKEN.to_owned()),
             ("STREAM_ORIGINS", "null".to_owned()),
             ("GOOGLE_CLOUD_PROJECT", "some-project".to_owned()),
@@ -438,6 +444,12 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
         vec![token(), ("TWITCH_BOT_USERNAME", "b".to_owned()), ("TWITCH_TOKEN_DOC", "odd".to_owned())],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("ADMIN_TOKEN_FILE", file.to_owned())],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("PORT", "many".to_owned())],
+        vec![("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned())],
+        vec![
+            ("ADMIN_TOKEN", "another-token-of-ours".to_owned()),
+            ("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned()),
+            ("ADMIN_TOKEN_NEXT_FILE", file.to_owned()),
+        ],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_TOKEN", BOT_TOKEN.to_owned())],
         vec![("STREAM_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_TOKEN_FILE", file.to_owned())],
         vec![("STREAM_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_ORIGINS", with_password("https://", "host"))],
@@ -455,7 +467,7 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
         assert_says_none(&forbidden, &said(&output), command);
     }
     // A secret has no flag, and who gives it one all the same is not told what it was.
-    for flag in ["--admin-token", "--stream-token", "--twitch-bot-access-token"] {
+    for flag in ["--admin-token", "--admin-token-next", "--stream-token", "--twitch-bot-access-token"] {
         for arguments in [
             vec!["serve".to_owned(), format!("{flag}={BOT_TOKEN}")],
             vec!["serve".to_owned(), flag.to_owned(), BOT_TOKEN.to_owned()],
@@ -481,6 +493,7 @@ async fn commands_say_no_secret_whether_they_work_or_fail() {
     let mut settings = vec![
         ("INLET_URL", service),
         ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+        ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
         ("TWITCH_BOT_USERNAME", "bot".to_owned()),
         ("TWITCH_BOT_ACCESS_TOKEN", BOT_TOKEN.to_owned()),
         ("TWITCH_BACKFILL_URL", format!("https://history:{}@{}", encoded(HISTORY_PASSWORD), nowhere())),

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Desired;
 use crate::bus::BusError;
 use crate::envelope::subject::covers;
+use crate::errors;
 use crate::telemetry::logs::with_causes;
 
 /// Marks a stream as ours, so that it may be created again if it is deleted.
@@ -70,6 +71,7 @@ pub(super) async fn ensure(context: &Context, desired: &Desired, owner: Owner) -
         // Said once each: a stream that vanished is a thing to know of.
         if owner == Owner::Inlet {
             tracing::error!(
+                error_code = %errors::ErrorCode::StreamRecreated,
                 stream = name,
                 "the stream was gone and has been created again; what it held is lost"
             );
@@ -169,7 +171,7 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
     }
     let keeps_by_limits = config.retention == RetentionPolicy::Limits;
     if !keeps_by_limits {
-        tracing::warn!(stream = name, "the stream's retention is not limits: counts may be lost in a crash");
+        tracing::warn!(error_code = %errors::ErrorCode::StreamUnsafe, stream = name, "the stream's retention is not limits: counts may be lost in a crash");
     }
     Ok(Attached {
         name: name.clone(),

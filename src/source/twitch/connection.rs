@@ -22,7 +22,9 @@ use super::normalize::{Protocol, Reading, TakenIn};
 use super::plan::{ConnectionId, JoinFailure};
 use crate::envelope::draft::Content;
 use crate::envelope::{Draft, Origin};
+use crate::errors::ErrorCode;
 use crate::pipeline::{Intake, Patience};
+use crate::telemetry::metrics::Label as _;
 
 /// After so much silence we ask.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -98,11 +100,11 @@ impl End {
         match self {
             Self::Stopped => "stopped",
             Self::Replaced => "replaced",
-            Self::LoginRefused(_) => "login_failed",
-            Self::Dial(_) => "connect_failed",
-            Self::Io(_) => "connection_failed",
-            Self::Closed => "connection_closed",
-            Self::Silent => "no_answer",
+            Self::LoginRefused(_) => ErrorCode::LoginFailed.as_str(),
+            Self::Dial(_) => ErrorCode::ConnectFailed.as_str(),
+            Self::Io(_) => ErrorCode::ConnectionFailed.as_str(),
+            Self::Closed => ErrorCode::ConnectionClosed.as_str(),
+            Self::Silent => ErrorCode::NoAnswer.as_str(),
         }
     }
 }

@@ -30,6 +30,7 @@ use super::status::{ConnectionSeen, ConnectionState, Outlook, TwitchStatus};
 use crate::clock::Clock;
 use crate::envelope::Origin;
 use crate::envelope::draft::GapCause;
+use crate::errors::ErrorCode;
 use crate::pipeline::Intake;
 use crate::retry::Backoff;
 use crate::tasks::Tasks;
@@ -160,7 +161,7 @@ impl Twitch {
             && shared.config.channels.len() > CHANNELS_PER_ACCOUNT
         {
             let (channels, limit) = (shared.config.channels.len(), CHANNELS_PER_ACCOUNT);
-            tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
+            tracing::warn!(error_code = %ErrorCode::TooManyChannels, channels, limit, "Twitch may refuse channels beyond its limit for an account");
         }
         let started = shared.clock.now();
         let (reports, mut inbox) = mpsc::channel(REPORTS);
@@ -366,14 +367,14 @@ impl Fleet {
             What::Refused { channel, why } => {
                 let was_heard = self.plan.is_heard(&channel);
                 if self.plan.refused(id, &channel, why, now) {
-                    tracing::warn!(channel, why = ?why, "Twitch refuses the channel");
+                    tracing::warn!(error_code = %ErrorCode::ChannelRefused, channel, why = ?why, "Twitch refuses the channel");
                 }
                 self.unless_heard(was_heard, &channel);
             }
             What::Parted { channel } => {
                 let was_heard = self.plan.is_heard(&channel);
                 if self.plan.parted(id, &channel) {
-                    tracing::warn!(channel, "Twitch put us out of the channel");
+                    tracing::warn!(error_code = %ErrorCode::ChannelRefused, channel, "Twitch put us out of the channel");
                 }
                 self.unless_heard(was_heard, &channel);
             }
