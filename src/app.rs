@@ -1,12 +1,14 @@
 //! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
 //! and at the end lets them go in the order of the path.
 
+mod account;
 pub mod check;
 mod config;
 mod path;
+mod token_document;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
+use crate::source::twitch::credentials::NewerTokenFile;
+use crate::source::twitch::credentials::oauth::OAuthSetupError;
 use crate::source::twitch::{
     BackfillUrl, Normalizer, ReplayDoor, SetupError, Surroundings, Twitch, TwitchMetrics, TwitchStatus,
 };
@@ -38,8 +42,10 @@ use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
 
+pub use account::{Account, open_account, open_oauth};
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
 pub use path::{Around, lay_path, open_bus, open_store, open_users};
+pub use token_document::TokenDocument;
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -74,6 +80,12 @@ pub enum AppError {
     /// The Twitch source.
     #[error(transparent)]
     Source(#[from] SetupError),
+    /// The token that a run before left.
+    #[error(transparent)]
+    Token(#[from] NewerTokenFile),
+    /// Twitch's OAuth.
+    #[error(transparent)]
+    OAuth(#[from] OAuthSetupError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -105,6 +117,8 @@ impl AppError {
             | Self::BusUnfit(_)
             | Self::CountingUnfit(_)
             | Self::Source(_)
+            | Self::Token(_)
+            | Self::OAuth(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
             Self::Outbox(OutboxError::File(error))
@@ -159,16 +173,17 @@ impl App {
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
         let store = open_store(path, data_dir.path(), &registry)?;
+        let of_twitch = (&twitch_metrics, &registry);
+        let Account { status, document, keeper } =
+            open_account(path, data_dir.path(), &store, of_twitch, &clock)?;
         let users = open_users(path, store.clone(), &bus, &registry, &clock)?;
         let mut tasks = Tasks::new();
         let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
         let (intake, outbox, of_path) =
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
-        let status =
-            Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
         let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
-        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path().to_owned())?;
+        let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path())?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
         // First, so that the probes are answered whatever the rest waits for.
@@ -182,6 +197,7 @@ impl App {
             bus: Arc::clone(&bus),
             metrics: Arc::new(HttpMetrics::new(&registry)?),
             registry,
+            token_document: document,
             replay: Arc::clone(&replay),
             store,
             errors,
@@ -191,6 +207,7 @@ impl App {
         hear_of_both(&*bus, users.as_ref()).await?;
         match source {
             Some(source) => {
+                tasks.spawn("twitch token", keeper.run(stop.subscribe()));
                 let asked = Arc::clone(&bus);
                 let last_stored = |started| last_stored_before(asked, started);
                 let source = |stop| source.run(intake, last_stored, stop);
@@ -250,6 +267,8 @@ impl App {
         self.replay.close();
         let settling = timeout_at(deadline, async {
             self.tasks.join("twitch").await;
+            // A token that Twitch has just issued is stored before the end.
+            self.tasks.join("twitch token").await;
             self.tasks.join("pipeline").await;
         });
         drop(settling.await);
@@ -381,7 +400,7 @@ fn twitch(
     path: &PathConfig,
     (status, metrics): (&Arc<TwitchStatus>, &Arc<TwitchMetrics>),
     clock: Clock,
-    folder: PathBuf,
+    folder: &Path,
 ) -> Result<Option<Twitch>, AppError> {
     if !path.twitch.enabled {
         tracing::warn!(
@@ -391,7 +410,7 @@ fn twitch(
         return Ok(None);
     }
     let (status, metrics) = (Arc::clone(status), Arc::clone(metrics));
-    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder };
+    let around = Surroundings { tls: source_tls(path)?, status, metrics, clock, folder: folder.to_owned() };
     Ok(Some(Twitch::new(path.twitch.clone(), around)?))
 }
 

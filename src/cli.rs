@@ -3,6 +3,7 @@
 mod check;
 mod client;
 mod demo;
+mod login;
 mod printer;
 mod probe;
 mod replay;
@@ -28,10 +29,12 @@ use crate::telemetry::logs::{say_panics, with_causes};
 const AFTER_HELP: &str = "\
 Every flag is also an environment variable: --twitch-channels is TWITCH_CHANNELS.
 Secrets have no flag; they are read from NAME, or from the file that NAME_FILE names:
-  TWITCH_BOT_ACCESS_TOKEN  token of TWITCH_BOT_USERNAME, with or without `oauth:`
-  ADMIN_TOKEN              guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
-  ADMIN_TOKEN_NEXT         opens the same, while it takes the other's place
-  STREAM_TOKEN             opens /v1/stream alone, also as ?access_token=
+  TWITCH_BOT_ACCESS_TOKEN   token of TWITCH_BOT_USERNAME, with or without `oauth:`
+  TWITCH_BOT_REFRESH_TOKEN  what gets the next one
+  TWITCH_CLIENT_SECRET      secret of TWITCH_CLIENT_ID; a public client has none
+  ADMIN_TOKEN               guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
+  ADMIN_TOKEN_NEXT          opens the same, while it takes the other's place
+  STREAM_TOKEN              opens /v1/stream alone, also as ?access_token=
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 unavailable, 78 configuration.";
 
@@ -59,6 +62,9 @@ enum Command {
     /// Look at everything that serve would need, and change nothing: one line each, exit 0, 69 (away) or 78
     #[command(after_help = AFTER_HELP)]
     Check(Box<check::CheckArgs>),
+    /// Let Inlet read chat as an account: shows a code to enter at Twitch, and stores the token
+    #[command(after_help = AFTER_HELP)]
+    Login(Box<login::LoginArgs>),
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
@@ -165,6 +171,7 @@ fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
             Command::Replay(args) => replay::run(&args, environment).await,
             Command::Tail(args) => tail::run(&args, environment).await,
             Command::Check(args) => check::run(&args, environment).await,
+            Command::Login(args) => login::run(&args, environment).await,
             Command::Probe(args) => probe::run(&args, environment).await,
             Command::Simulate(args) => simulate::run(*args, clock::system_milliseconds, asked_to_stop())
                 .await

@@ -120,8 +120,17 @@ codes! {
 
     /// No channels are set, so no chat is read.
     NoChannels => "no_channels", None, "Set TWITCH_CHANNELS.";
-    /// Twitch refuses the login.
-    LoginFailed => "login_failed", None, "Renew the bot's token, and check that it belongs to TWITCH_BOT_USERNAME.";
+    /// Twitch refuses the login, or the bot's token.
+    LoginFailed => "login_failed", None,
+        "Run `inlet login`, or set TWITCH_BOT_ACCESS_TOKEN anew; check that it belongs to TWITCH_BOT_USERNAME.";
+    /// Twitch's OAuth does not answer, or fails: the bot's token can be neither validated nor refreshed.
+    OAuthUnavailable => "oauth_unavailable", None, "Nothing, if it passes: the token stays in use, and it is asked again.";
+    /// Twitch does not know the application, or its secret is wrong or missing: the bot's token cannot be refreshed.
+    ClientRefused => "client_refused", None, "Correct TWITCH_CLIENT_ID and TWITCH_CLIENT_SECRET.";
+    /// The bot's token does not allow reading chat.
+    ScopeMissing => "scope_missing", None, "Run `inlet login`.";
+    /// What is stored as the bot's token is none.
+    TokenUnusable => "token_unusable", None, "Run `inlet login`, or write the token document anew.";
     /// Twitch cannot be reached.
     ConnectFailed => "connect_failed", None, "Look at the network; it is tried again by itself.";
     /// A connection to Twitch failed.

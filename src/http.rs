@@ -6,6 +6,7 @@ mod connections;
 mod debug;
 mod errors;
 mod health;
+mod login;
 mod metrics;
 mod origins;
 mod page;
@@ -33,6 +34,7 @@ use crate::errors::ErrorCode;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::credentials::TokenStore;
 use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
 use crate::store::measured::Store;
@@ -191,6 +193,8 @@ pub struct Shown {
     pub registry: Registry,
     /// Requests.
     pub metrics: Arc<HttpMetrics>,
+    /// Where `/admin/login` puts a token.
+    pub token_document: Arc<dyn TokenStore>,
     /// Becomes true when the service stops taking in.
     pub draining: watch::Receiver<bool>,
     /// The door for `/admin/replay`, until the service shuts down.
@@ -251,6 +255,7 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/twitch", get(debug::twitch))
         .route("/_debug/config", get(debug::config))
         .route("/admin/replay", post(replay::replay))
+        .route("/admin/login", login::route())
         .route("/admin/audit", get(audit::list))
         .route("/admin/errors", get(errors::errors))
         .route_layer(from_fn_with_state(Arc::clone(server), audit::record))

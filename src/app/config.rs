@@ -10,6 +10,7 @@ use crate::bus::{BusArgs, BusConfig, Driver};
 use crate::http::{HttpArgs, HttpConfig};
 use crate::pipeline::{IntakeArgs, IntakeConfig, OutboxArgs, OutboxConfig, PublishArgs, PublishConfig};
 use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::credentials::settings::CredentialConfig;
 use crate::source::twitch::{SharedChatMode, TwitchArgs, TwitchConfig};
 use crate::store::{StoreArgs, StoreConfig, StoreDriver};
 use crate::telemetry::logs::{LogArgs, LogConfig};
@@ -154,6 +155,11 @@ impl PathConfig {
     /// Messages under way at a time.
     pub fn window(&self) -> usize {
         self.publish.max_in_flight
+    }
+
+    /// The account.
+    pub fn credentials(&self) -> &CredentialConfig {
+        &self.twitch.credentials
     }
 
     /// Which copies in a shared chat are events.

@@ -31,6 +31,8 @@ label! {
         Page => "/",
         /// Captured lines.
         AdminReplay => "/admin/replay",
+        /// A token.
+        AdminLogin => "/admin/login",
         /// What operators did.
         AdminAudit => "/admin/audit",
         /// Errors by their code.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::faults::LoginRefusal;
+use super::faults::{LoginRefusal, Policy};
 use super::hub::Hub;
 use super::people::room_id;
 
@@ -73,7 +73,7 @@ impl Session {
                 self.pass = Some(text_of(rest).to_owned());
                 Reply::default()
             }
-            "NICK" => self.nick(text_of(rest), hub.policy().refuse_login),
+            "NICK" => self.nick(text_of(rest), &hub.policy()),
             "JOIN" => self.join(rest, hub, now),
             "PART" => self.part(rest),
             "PRIVMSG" => self.say(rest, now),
@@ -108,15 +108,18 @@ impl Session {
         }
     }
 
-    fn nick(&mut self, nick: &str, refusal: Option<LoginRefusal>) -> Reply {
+    fn nick(&mut self, nick: &str, policy: &Policy) -> Reply {
         if self.login.is_some() {
             return Reply::default();
         }
         let nick = nick.trim().to_ascii_lowercase();
-        let token = self.pass.as_deref().is_some_and(|pass| pass.starts_with("oauth:"));
+        let token = self.pass.as_deref().and_then(|pass| pass.strip_prefix("oauth:"));
         let bad_nick = (!is_login(&nick)).then_some(LoginRefusal::Nick);
-        let no_token = (!is_anonymous(&nick) && !token).then_some(LoginRefusal::Format);
-        if let Some(why) = refusal.or(bad_nick).or(no_token) {
+        let no_token = (!is_anonymous(&nick) && token.is_none()).then_some(LoginRefusal::Format);
+        let is_wrong =
+            |token| policy.accept_tokens.as_ref().is_some_and(|fine| !fine.iter().any(|t| t == token));
+        let bad_token = (!is_anonymous(&nick) && token.is_some_and(is_wrong)).then_some(LoginRefusal::Failed);
+        if let Some(why) = policy.refuse_login.or(bad_nick).or(no_token).or(bad_token) {
             return Reply::refuse(why.text());
         }
         let mut reply = Reply::default();

@@ -175,7 +175,14 @@ fn every_setting_is_in_the_readme_and_in_the_example() {
         .map(|rest| rest.split([']', '=']).next().unwrap().trim().to_owned())
         .collect();
     assert!(names.len() > 30, "{names:?}");
-    let secrets = ["ADMIN_TOKEN", "ADMIN_TOKEN_NEXT", "STREAM_TOKEN", "TWITCH_BOT_ACCESS_TOKEN"];
+    let secrets = [
+        "ADMIN_TOKEN",
+        "ADMIN_TOKEN_NEXT",
+        "STREAM_TOKEN",
+        "TWITCH_BOT_ACCESS_TOKEN",
+        "TWITCH_BOT_REFRESH_TOKEN",
+        "TWITCH_CLIENT_SECRET",
+    ];
     names.extend(secrets.map(str::to_owned));
     for (file, text) in
         [("README.md", include_str!("../../README.md")), (".env.example", include_str!("../../.env.example"))]

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on must stop, and reads its own environment"
 )]
 
+mod accounts;
 mod admin;
 mod bad_input;
 mod check;

@@ -50,7 +50,7 @@ const WALLS: [(&str, &[&str]); 11] = [
     ("axum", &["http"]),
     ("hyper", &["http/connections"]),
     ("hyper_util", &["http/connections"]),
-    ("reqwest", &["cli", "source/twitch/backfill"]),
+    ("reqwest", &["cli", "source/twitch/backfill", "source/twitch/credentials"]),
     ("rcgen", &["sim/"]),
     ("jsonwebtoken", &[]),
 ];

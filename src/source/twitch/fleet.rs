@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, interval_at, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until, timeout};
 
 use super::backfill::{Backfill, BackfillError};
 use super::connection::{Connection, End, Order, Report, What, stopped};
@@ -43,6 +43,8 @@ const BETWEEN_REQUESTS: Duration = Duration::from_secs(30);
 /// Waits after a refused login.
 const REFUSED_FIRST: Duration = Duration::from_secs(30);
 const REFUSED_LONGEST: Duration = Duration::from_mins(5);
+/// How long a start waits to know who to log in as.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(10);
 /// The limit of channels per account that Twitch announced in May 2024.
 const CHANNELS_PER_ACCOUNT: usize = 100;
 /// More than a connection is ever told at a time: one JOIN for each of its channels, and to close.
@@ -149,7 +151,15 @@ impl Twitch {
         mut stop: watch::Receiver<bool>,
     ) {
         let Self { shared, ledger, heal } = self;
-        if shared.config.account.is_some() && shared.config.channels.len() > CHANNELS_PER_ACCOUNT {
+        // Chat is not missed for an account: without it, it is read anonymously.
+        tokio::select! {
+            () = stopped(&mut stop) => {}
+            _ = timeout(ACCOUNT_PATIENCE, shared.status.credentials().settled()) => {}
+        }
+        let mut accounts = shared.status.credentials().changes();
+        if shared.status.credentials().account().is_some()
+            && shared.config.channels.len() > CHANNELS_PER_ACCOUNT
+        {
             let (channels, limit) = (shared.config.channels.len(), CHANNELS_PER_ACCOUNT);
             tracing::warn!(error_code = %ErrorCode::TooManyChannels, channels, limit, "Twitch may refuse channels beyond its limit for an account");
         }
@@ -181,6 +191,7 @@ impl Twitch {
                     }
                 }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
+                Ok(()) = accounts.changed() => fleet.account_changed(Instant::now()),
                 _ = halving.tick() => fleet.shared.busy.halve(),
                 // Its last report tells of an ordinary end; a part that broke ends the source.
                 Some(ended) = fleet.tasks.next_end() => if ended.panicked { return },
@@ -390,6 +401,13 @@ impl Fleet {
         self.was_connected = true;
         self.shared.status.connected(nick, self.lost > 0);
         self.lost = self.lost.saturating_sub(1);
+    }
+
+    /// What Twitch refused is not what it would be asked with now. Connections that stand stay.
+    fn account_changed(&mut self, now: Instant) {
+        if self.is_login_refused {
+            self.dial_at = now;
+        }
     }
 
     fn asked_to_reconnect(&mut self, id: ConnectionId, now: Instant) {

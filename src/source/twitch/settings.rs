@@ -6,8 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::backfill::BackfillUrl;
+use super::credentials::settings::{CredentialArgs, CredentialConfig};
 use super::normalize::SharedChatMode;
-use crate::secret::{Secret, without_user_info};
+use crate::secret::without_user_info;
 use crate::settings::{self, Environment, Problems};
 
 /// Settings of the Twitch source, as given.
@@ -20,9 +21,8 @@ pub struct TwitchArgs {
     /// Logins, with commas or white space between
     #[arg(long, env)]
     twitch_channels: Option<String>,
-    /// The account to read with, together with `TWITCH_BOT_ACCESS_TOKEN`; left out: anonymous
-    #[arg(long, env)]
-    twitch_bot_username: Option<String>,
+    #[command(flatten)]
+    credentials: CredentialArgs,
     /// `ircs://host:port`, or `irc://host:port` without TLS
     #[arg(long, env, default_value = "ircs://irc.chat.twitch.tv:6697")]
     twitch_irc_url: String,
@@ -62,15 +62,6 @@ impl Serialize for IrcAddress {
     }
 }
 
-/// Who to log in as.
-#[derive(Debug, Clone)]
-pub struct Account {
-    /// The login, lower case.
-    pub username: String,
-    /// Without `oauth:`.
-    pub token: Secret,
-}
-
 /// Checked settings.
 #[derive(Debug, Clone, Serialize)]
 pub struct TwitchConfig {
@@ -80,9 +71,9 @@ pub struct TwitchConfig {
     /// Logins, lower case, unique.
     #[serde(rename = "TWITCH_CHANNELS")]
     pub channels: Vec<String>,
-    /// `None`: anonymous.
-    #[serde(flatten, serialize_with = "shown_account")]
-    pub account: Option<Account>,
+    /// The account.
+    #[serde(flatten)]
+    pub credentials: CredentialConfig,
     /// Where to connect.
     #[serde(rename = "TWITCH_IRC_URL")]
     pub address: IrcAddress,
@@ -101,15 +92,6 @@ pub struct TwitchConfig {
     /// Longest wait before connecting again.
     #[serde(rename = "IRC_RECONNECT_MAX_MS", serialize_with = "milliseconds")]
     pub reconnect_longest: Duration,
-}
-
-#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
-fn shown_account<S: serde::Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
-    use serde::ser::SerializeMap as _;
-    let mut map = serializer.serialize_map(Some(2))?;
-    map.serialize_entry("TWITCH_BOT_USERNAME", &account.as_ref().map(|account| &account.username))?;
-    map.serialize_entry("TWITCH_BOT_ACCESS_TOKEN", &account.as_ref().map(|account| &account.token))?;
-    map.end()
 }
 
 fn milliseconds<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -136,7 +118,7 @@ impl TwitchArgs {
         if enabled == Some(Some(true)) && !has_channels {
             problems.add("TWITCH_ENABLED", "is true, but TWITCH_CHANNELS names no channel");
         }
-        let account = self.account(environment, problems);
+        let credentials = self.credentials.check(login, environment, problems);
         let address = problems.parse("TWITCH_IRC_URL", &self.twitch_irc_url, irc_address);
         let join_rate = problems.parse("TWITCH_JOIN_RATE", &self.twitch_join_rate, settings::count(1, 2_000));
         let shared_chat = problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat);
@@ -154,7 +136,7 @@ impl TwitchArgs {
         Some(TwitchConfig {
             enabled: enabled?.unwrap_or(has_channels),
             channels: channels?,
-            account: account?,
+            credentials: credentials?,
             address: address?,
             join_rate: join_rate?,
             shared_chat: shared_chat?,
@@ -162,38 +144,6 @@ impl TwitchArgs {
             reconnect_first: Duration::from_millis(first?),
             reconnect_longest: Duration::from_millis(longest?),
         })
-    }
-
-    #[expect(clippy::option_option, reason = "anonymous and wrong are different things")]
-    fn account(&self, environment: &Environment, problems: &mut Problems) -> Option<Option<Account>> {
-        let username =
-            problems.parse_optional("TWITCH_BOT_USERNAME", self.twitch_bot_username.as_ref(), login)?;
-        let before = problems.lines().len();
-        let token = environment.secret("TWITCH_BOT_ACCESS_TOKEN", problems);
-        if problems.lines().len() > before {
-            return None;
-        }
-        match (username, token) {
-            (None, None) => Some(None),
-            (Some(username), Some(token)) => {
-                let token = Secret::new(token.expose().trim_start_matches("oauth:"));
-                Some(Some(Account { username, token }))
-            }
-            (Some(_), None) => {
-                problems.add(
-                    "TWITCH_BOT_USERNAME",
-                    "is set, but TWITCH_BOT_ACCESS_TOKEN is not; they go together",
-                );
-                None
-            }
-            (None, Some(_)) => {
-                problems.add(
-                    "TWITCH_BOT_ACCESS_TOKEN",
-                    "is set, but TWITCH_BOT_USERNAME is not; they go together",
-                );
-                None
-            }
-        }
     }
 }
 
@@ -271,26 +221,6 @@ mod tests {
     }
 
     #[test]
-    fn username_and_token_go_together_and_the_prefix_does_not_matter() {
-        let both = |token| {
-            check(&["--twitch-bot-username", "Bot"], &[("TWITCH_BOT_ACCESS_TOKEN", token)])
-                .unwrap()
-                .account
-                .unwrap()
-        };
-        for token in ["secret", "oauth:secret"] {
-            let account = both(token);
-            assert_eq!((account.username.as_str(), account.token.expose()), ("bot", "secret"));
-        }
-        assert!(check(&["--twitch-bot-username", "bot"], &[]).is_err());
-        assert!(check(&[], &[("TWITCH_BOT_ACCESS_TOKEN", "x")]).is_err());
-        let shown = serde_json::to_string(
-            &check(&["--twitch-bot-username", "bot"], &[("TWITCH_BOT_ACCESS_TOKEN", "hush")]).unwrap(),
-        );
-        assert!(!shown.unwrap().contains("hush"));
-    }
-
-    #[test]
     fn all_problems_are_reported_at_once() {
         let flags = [
             "--twitch-irc-url",
@@ -301,9 +231,13 @@ mod tests {
             "99999",
             "--twitch-backfill-url",
             "user:hush@host",
+            "--twitch-bot-username",
+            "bot",
+            "--twitch-token-doc",
+            "oauth",
         ];
         let problems = check(&flags, &[]).unwrap_err();
-        assert!(problems.len() == 4 && !problems.concat().contains("hush"), "{problems:?}");
+        assert!(problems.len() == 6 && !problems.concat().contains("hush"), "{problems:?}");
     }
 
     #[test]
