@@ -24,7 +24,6 @@ use super::{
     CHAT_READ, Change, Claim, Credentials, OAuthOp, Stored, Token, TokenStore, TokenStoreError, Verdict,
 };
 use crate::clock::Clock;
-use crate::errors::ErrorCode;
 use crate::errors::{Coded as _, ErrorCode};
 use crate::retry::Backoff;
 use crate::source::twitch::connection::stopped;
