@@ -26,7 +26,7 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
-use crate::pipeline::{OutboxError, OutboxMetrics, PipelineMetrics};
+use crate::pipeline::{Intake, OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
 use crate::source::twitch::credentials::NewerTokenFile;
 use crate::source::twitch::credentials::oauth::OAuthSetupError;
@@ -181,8 +181,7 @@ impl App {
         let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
         let (intake, outbox, of_path) =
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
-        let normalizer = |origin| Normalizer::new(origin, path.shared_chat(), Arc::clone(&twitch_metrics));
-        let replay = Arc::new(ReplayDoor::new(intake.clone(), normalizer(Origin::Replay), clock.clone()));
+        let replay = replay_door(path, &intake, &twitch_metrics, clock.clone());
         let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path())?;
 
         let (stop, close_http) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -205,15 +204,12 @@ impl App {
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
         hear_of_both(&*bus, users.as_ref()).await?;
-        match source {
-            Some(source) => {
-                tasks.spawn("twitch token", keeper.run(stop.subscribe()));
-                let asked = Arc::clone(&bus);
-                let last_stored = |started| last_stored_before(asked, started);
-                let source = |stop| source.run(intake, last_stored, stop);
-                tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
-            }
-            None => drop(intake),
+        if let Some(source) = source {
+            tasks.spawn("twitch token", keeper.run(stop.subscribe()));
+            let asked = Arc::clone(&bus);
+            let last_stored = |started| last_stored_before(asked, started);
+            let source = |stop| source.run(intake, last_stored, stop);
+            tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
         }
         Ok(Self {
             address,
@@ -293,6 +289,17 @@ impl App {
             None => Ok(self.tally()),
         }
     }
+}
+
+/// The way of captured lines into the path.
+fn replay_door(
+    path: &PathConfig,
+    intake: &Intake,
+    metrics: &Arc<TwitchMetrics>,
+    clock: Clock,
+) -> Arc<ReplayDoor> {
+    let normalizer = Normalizer::new(Origin::Replay, path.shared_chat(), Arc::clone(metrics));
+    Arc::new(ReplayDoor::new(intake.clone(), normalizer, clock))
 }
 
 /// Opens the source when what the stream holds is noted, so that nobody is met who is about to be known better.
