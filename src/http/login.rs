@@ -15,7 +15,6 @@ use super::problem::{Problem, ProblemCode};
 use super::{Server, State};
 use crate::errors::Coded as _;
 use crate::source::twitch::credentials::Token;
-use crate::telemetry::logs::with_causes;
 
 /// A token and what is said of it take some 500 bytes.
 const LARGEST_BODY: usize = 16 * 1024;
@@ -41,8 +40,7 @@ async fn login(Extract(server): State, body: Result<Bytes, BytesRejection>) -> R
     };
     let shown = &server.shown;
     shown.token_document.replace(token).await.map_err(|error| {
-        tracing::warn!(error_code = %error.code(), error = with_causes(&error), "a token could not be stored");
-        Problem::new(error.code(), "the user store does not take the token now; try again")
+        Problem::new(error.code(), "the user store does not take the token now; try again").because(&error)
     })?;
     tracing::info!(login, "a person logged in");
     let source = shown.twitch.snapshot().token.source();

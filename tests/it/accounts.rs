@@ -339,10 +339,11 @@ async fn a_login_that_chat_refuses_again_and_again_does_not_spin() {
         (inlet.log().matches("Twitch refuses the login").count() >= 2).then_some(())
     })
     .await;
-    // Validated, refreshed because of the refusal, and then waited for.
+    // Refreshed once because of the refusal, before or after it was validated, and then waited for.
     let rest = Duration::from_secs(15).saturating_sub(began.elapsed());
     tokio::time::sleep(rest).await;
-    assert_eq!((twitch.oauth.count("token", 200), twitch.oauth.asked().len()), (1, 2));
+    assert_eq!(twitch.oauth.count("token", 200), 1);
+    assert!(twitch.oauth.asked().len() <= 2, "{:?}", twitch.oauth.asked());
     twitch.simulator.say("refuse-login off");
     joined_as(&inlet, LOGIN).await;
     state_is(&inlet, "ok").await;

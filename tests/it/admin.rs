@@ -6,11 +6,11 @@ use std::time::Duration;
 use inlet::errors::ErrorCode;
 use inlet::telemetry::metrics::Label as _;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::firestore::Project;
 use crate::harness::inlet::{Inlet, Metrics, run};
-use crate::harness::{eventually, free_port};
+use crate::harness::{PATIENCE, eventually, free_port};
 
 const TOKEN: &str = "the-token-of-this-year";
 const NEXT: &str = "the-token-of-next-year";
@@ -50,6 +50,13 @@ async fn records(inlet: &Inlet) -> Vec<Value> {
     let (status, page) = get(inlet, "/admin/audit").await;
     assert_eq!(status, 200, "{page}");
     page["records"].as_array().unwrap().clone()
+}
+
+/// Records of one millisecond are in no order.
+async fn next_millisecond() {
+    let now = inlet::clock::system_milliseconds;
+    let then = now();
+    eventually("the next millisecond", || async { (now() > then).then_some(()) }).await;
 }
 
 fn code(answer: &Value) -> &str {
@@ -122,6 +129,51 @@ async fn an_act_is_finished_and_recorded_when_whoever_asked_for_it_hangs_up() {
 }
 
 #[tokio::test]
+async fn of_what_is_sent_names_are_recorded_and_nothing_else_and_there_is_a_largest_size() {
+    for (store, settings) in stores() {
+        let inlet = serve(&settings).await;
+        let post = |body: String| inlet.client().post(inlet.url("/admin/login")).body(body);
+        let body = json!({
+            "accessToken": "anaccesstoken1", "refreshToken": "arefreshtoken2", "login": "some_login", "userId": "77",
+            "scope": ["chat:read"], "expiresIn": 14_400, "obtainmentTimestamp": 0, "notes": CHAT,
+        });
+        let (status, answer) = ask(&inlet, TOKEN, post(body.to_string())).await;
+        assert_eq!(status, 200, "{store}: {answer}");
+        next_millisecond().await;
+        let (status, answer) = ask(&inlet, TOKEN, post(format!("no JSON, {CHAT}"))).await;
+        assert_eq!((status, code(&answer)), (400, "bad_request"), "{store}");
+        let (status, answer) = ask(&inlet, TOKEN, post("x".repeat(65 * 1024))).await;
+        assert_eq!((status, code(&answer)), (413, "body_too_large"), "{store}");
+        let records = records(&inlet).await;
+        let outcomes: Vec<_> = records.iter().map(|record| record["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["bad_request", "done"], "{store}: what is not taken is no act");
+        let details = &records[1]["details"];
+        assert_eq!((&details["login"], &details["userId"]), (&json!("some_login"), &json!("77")));
+        assert_eq!(details["accessToken"], "[redacted], 14 bytes");
+        assert_eq!(records[0]["details"], json!({ "bytes": 9 + CHAT.len() }));
+        let said = json!(records).to_string() + &inlet.log();
+        for secret in ["anaccesstoken1", "arefreshtoken2", CHAT] {
+            assert!(!said.contains(secret), "{store}: {secret}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let inlet = serve(&[]).await;
+    let head = format!(
+        "POST /admin/login HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 9\r\n\r\n"
+    );
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", inlet.port)).await.unwrap();
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    let read = tokio::time::timeout(PATIENCE, socket.read_exact(&mut answer)).await;
+    read.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    assert!(records(&inlet).await.is_empty());
+}
+
+#[tokio::test]
 async fn records_come_page_by_page_and_what_is_no_page_is_said() {
     for (store, settings) in stores() {
         let inlet = serve(&settings).await;
@@ -132,6 +184,7 @@ async fn records_come_page_by_page_and_what_is_no_page_is_said() {
                 .header("x-request-id", number.to_string())
                 .body(line(number));
             assert_eq!(ask(&inlet, TOKEN, request).await.0, 200);
+            next_millisecond().await;
         }
         let (mut seen, mut path) = (Vec::new(), "/admin/audit?limit=2".to_owned());
         loop {

@@ -255,5 +255,5 @@ async fn the_route_says_when_the_store_is_away() {
     let body = oauth.issue().fields(60).to_string();
     let response = inlet.client().post(inlet.url("/admin/login")).body(body).send().await.unwrap();
     assert_eq!(response.status().as_u16(), 503);
-    assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], "store_unavailable");
+    assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], "audit_unavailable");
 }

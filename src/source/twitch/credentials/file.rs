@@ -20,6 +20,7 @@ use thiserror::Error;
 use super::settings::GivenToken;
 use super::token::Token;
 use super::{Change, Stored, TokenStore, TokenStoreError};
+use crate::errors::ErrorCode;
 
 const FILE_NAME: &str = "twitch-token.json";
 const FORMAT: u32 = 1;
@@ -71,7 +72,7 @@ impl TokenFile {
             Ok(text) => text,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %self.path.display(), error = %error, "the stored token cannot be read");
+                    tracing::warn!(error_code = %ErrorCode::TokenUnusable, path = %self.path.display(), error = %error, "the stored token cannot be read");
                 }
                 return self.given.clone();
             }
@@ -84,7 +85,7 @@ impl TokenFile {
             Some((true, Ok(token))) => token,
             Some((false, Ok(_))) => self.given.clone(),
             Some((_, Err(_))) | None => {
-                tracing::warn!(path = %self.path.display(), "the stored token is damaged; the environment's is taken");
+                tracing::warn!(error_code = %ErrorCode::TokenUnusable, path = %self.path.display(), "the stored token is damaged; the environment's is taken");
                 self.given.clone()
             }
         }

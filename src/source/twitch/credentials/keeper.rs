@@ -200,7 +200,7 @@ impl Keeper {
             Ok(None) => {
                 self.store_works();
                 if self.held.take().is_some() {
-                    tracing::warn!("the token is gone; new connections are anonymous");
+                    tracing::warn!(error_code = %ErrorCode::TokenUnusable, "the token is gone; new connections are anonymous");
                 }
                 self.well();
             }
@@ -221,7 +221,7 @@ impl Keeper {
         let token = &stored.token;
         let (login, is_first) = (token.login.clone(), self.held.is_none());
         if token.refresh.is_some() && !self.oauth.has_client() {
-            tracing::warn!("the token cannot be refreshed: TWITCH_CLIENT_ID is not set");
+            tracing::warn!(error_code = %ErrorCode::ClientRefused, "the token cannot be refreshed: TWITCH_CLIENT_ID is not set");
         }
         if !is_first {
             tracing::info!(login, "somebody else stored a new token; new connections log in with it");
@@ -245,6 +245,7 @@ impl Keeper {
                 let has_scope = scope.iter().any(|scope| scope == CHAT_READ);
                 if token.login.as_ref().is_some_and(|given| *given != login) {
                     tracing::warn!(
+                        error_code = %ErrorCode::LoginFailed,
                         given = token.login,
                         login,
                         "the token belongs to another login than was given"
