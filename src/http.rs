@@ -14,6 +14,7 @@ mod problem;
 mod replay;
 mod request;
 mod stream;
+mod unread;
 mod users;
 
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::middleware::{from_fn_with_state, map_request};
+use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use axum::routing::{get, post};
 use clap::Args;
 use prometheus::Registry;
@@ -284,5 +285,6 @@ fn router(server: &Arc<Server>) -> Router {
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(server), request::observe))
         .layer(map_request(request::identify))
+        .layer(from_fn(unread::read_out))
         .with_state(Arc::clone(server))
 }
