@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State as Extract};
+use axum::extract::{Path, Query, State as Extract};
 use axum::routing::{delete, get, put};
 use axum::{Json, Router};
 
@@ -13,36 +13,21 @@ use crate::errors::Coded as _;
 use crate::users::operations::{Edit, Filter, Page, UserError, UserKey, UserView};
 use crate::users::{Desk, Farewell};
 
-/// Largest body, in bytes: notes and labels are much smaller.
-const LARGEST_BODY: usize = 64 * 1024;
-
 pub(super) fn routes() -> Router<Arc<Server>> {
     Router::new()
         .route("/admin/users", get(list))
         .route("/admin/users/{key}", get(show).patch(edit).delete(forget))
         .route("/admin/users/{key}/ignored", put(ignore).delete(unignore))
         .route("/admin/users/{key}/forgotten", delete(unforget))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
 }
 
 impl From<UserError> for Problem {
     fn from(error: UserError) -> Self {
-        let code = error.code();
-        let UserError::Store(cause) = &error else { return Self::new(code, error.to_string()) };
-        tracing::warn!(error = %cause, error_code = %code, "an operator's request could not be done");
-        let text = if cause.is_transient() {
-            "the user store does not answer; try again"
-        } else {
-            "the user store refuses; the log says why"
-        };
-        Self::new(code, text)
+        match &error {
+            UserError::Store(cause) => Self::of_store(cause),
+            _ => Self::new(error.code(), error.to_string()),
+        }
     }
-}
-
-fn bad_body(rejection: &JsonRejection) -> Problem {
-    let is_too_large = rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE;
-    let code = if is_too_large { ProblemCode::BodyTooLarge } else { ProblemCode::BadRequest };
-    Problem::new(code, rejection.body_text())
 }
 
 /// The desk, and whose document is meant.
@@ -70,7 +55,8 @@ async fn edit(
     body: Result<Json<Edit>, JsonRejection>,
 ) -> Result<Json<UserView>, Problem> {
     let (desk, key) = at(&server, &key)?;
-    let Json(edit) = body.map_err(|rejection| bad_body(&rejection))?;
+    let Json(edit) =
+        body.map_err(|rejection| Problem::new(ProblemCode::BadRequest, rejection.body_text()))?;
     Ok(Json(desk.edit(&key, &edit).await?))
 }
 
