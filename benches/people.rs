@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use inlet::app::{AppArgs, Around, PathConfig, lay_path, open_bus, open_store, open_users};
+use inlet::app::{AppArgs, Around, PathConfig, lay_path, open_bus, open_people, open_store};
 use inlet::bus::{Bus, ByUser, Message, Numbered};
 use inlet::clock::Clock;
 use inlet::envelope::draft::{Content, Event, PayloadJson, Role, SourceRef, User};
@@ -58,10 +58,11 @@ impl Laid {
         let registry = Registry::new();
         let bus = open_bus(&config, folder, clock).await.expect("a bus");
         let store = open_store(&config, folder, &registry).expect("a store");
-        let users = open_users(&config, store, &bus, &registry, clock).expect("users").expect("enrichment");
+        let people = open_people(&config, store, &bus, &registry, clock).expect("metrics");
+        let users = people.users.clone().expect("enrichment");
         let metrics = Arc::new(PipelineMetrics::new(&registry).expect("metrics"));
         let mut tasks = Tasks::new();
-        let around = Around::new(&bus, Some(&users), &metrics, clock);
+        let around = Around::new(&bus, &people, &metrics, clock);
         let intake = lay_path(&config, around, &mut tasks).await.expect("a path");
         Self { bus, users, intake, metrics, _tasks: tasks }
     }

@@ -1,9 +1,11 @@
 //! The composition root: the only place that knows every part. It builds them, starts them, watches over them,
 //! and at the end lets them go in the order of the path.
 
+mod account;
 pub mod check;
 mod config;
 mod path;
+mod token_document;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,9 +25,12 @@ use crate::channels::{Channels, Follow};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
+use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{Intake, OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
+use crate::source::twitch::credentials::NewerTokenFile;
+use crate::source::twitch::credentials::oauth::OAuthSetupError;
 use crate::source::twitch::{
     BackfillUrl, Normalizer, ReplayDoor, Roster, SetupError, Sights, Surroundings, Twitch, TwitchMetrics,
     TwitchStatus,
@@ -34,12 +39,15 @@ use crate::status::{Part, Parts};
 use crate::store::embedded::EmbeddedStoreError;
 use crate::tasks::{Ended, Tasks};
 use crate::telemetry::metrics::{Counters, Label as _};
+use crate::telemetry::tally::ErrorTally;
 use crate::tls::{self, TlsError};
 use crate::users::{EnrichMode, Following, Users};
 use path::{hear_of, lay_path_with_outbox, make_bus};
 
+pub use account::{Account, open_account, open_oauth};
 pub use config::{AppArgs, AppConfig, PathArgs, PathConfig};
-pub use path::{Around, lay_path, open_bus, open_store, open_users};
+pub use path::{Around, People, lay_path, open_bus, open_people, open_store};
+pub use token_document::TokenDocument;
 
 /// How long a start waits to hear whether the bus is there. It starts all the same.
 const BUS_PATIENCE: Duration = Duration::from_secs(3);
@@ -74,6 +82,12 @@ pub enum AppError {
     /// The Twitch source.
     #[error(transparent)]
     Source(#[from] SetupError),
+    /// The token that a run before left.
+    #[error(transparent)]
+    Token(#[from] NewerTokenFile),
+    /// Twitch's OAuth.
+    #[error(transparent)]
+    OAuth(#[from] OAuthSetupError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -105,6 +119,8 @@ impl AppError {
             | Self::BusUnfit(_)
             | Self::CountingUnfit(_)
             | Self::Source(_)
+            | Self::Token(_)
+            | Self::OAuth(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
             Self::Outbox(OutboxError::File(error))
@@ -152,25 +168,20 @@ pub struct App {
 impl App {
     /// Builds and starts every part. The first log line says what runs.
     pub async fn start(config: AppConfig, clock: Clock) -> Result<Self, AppError> {
-        let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
-        let listener = listen(&config.http).await?;
-        let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
-        data_dir.say(&holder(address.port()))?;
-        say_hello(&config, address);
+        let (data_dir, listener, address) = take_place(&config).await?;
         let path = &config.path;
-        let registry = new_registry()?;
+        let ((registry, errors), mut tasks) = (new_registry(&clock)?, Tasks::new());
         let pipeline = Arc::new(PipelineMetrics::new(&registry)?);
         let twitch_metrics = Arc::new(TwitchMetrics::new(&registry)?);
         let bus = make_bus(&path.bus, data_dir.path(), path.window(), &path.tls, &clock)?;
         let store = open_store(path, data_dir.path(), &registry)?;
         let channels = Channels::new(store.clone(), path.fixed_channels(), clock.clone());
-        let users = open_users(path, store, &bus, &registry, &clock)?;
-        let mut tasks = Tasks::new();
-        let around = Around::new(&bus, users.as_ref(), &pipeline, &clock);
+        let Account { status, document, keeper } =
+            open_account(path, data_dir.path(), &store, (&twitch_metrics, &registry), &clock)?;
+        let people = open_people(path, store.clone(), &bus, &registry, &clock)?;
+        let around = Around::new(&bus, &people, &pipeline, &clock);
         let (intake, outbox, of_path) =
             lay_path_with_outbox(path, data_dir.path(), around, &registry, &mut tasks).await?;
-        let status =
-            Arc::new(TwitchStatus::new(path.twitch.enabled, Arc::clone(&twitch_metrics), clock.clone()));
         let replay = replay_door(path, &intake, &twitch_metrics, clock.clone());
         let source = twitch(path, (&status, &twitch_metrics), clock.clone(), data_dir.path(), &channels)?;
 
@@ -179,25 +190,30 @@ impl App {
         let shown = Shown {
             settings: serde_json::to_value(&config).unwrap_or_default(),
             config: config.http.clone(),
+            desk: people.desk(&bus, &clock),
             clock,
-            parts: Parts::new(parts(&status, of_path, users.as_ref())),
+            parts: Parts::new(parts(&status, of_path, people.users.as_ref())),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
             bus: Arc::clone(&bus),
             metrics: Arc::new(HttpMetrics::new(&registry)?),
             registry,
             channels,
+            token_document: document,
             replay: Arc::clone(&replay),
+            store,
+            errors,
             draining: stop.subscribe(),
         };
         tasks.spawn("http", http::serve(listener, shown, close_http.subscribe()));
-        hear_of_both(&*bus, users.as_ref()).await?;
+        hear_of_both(&*bus, people.users.as_ref()).await?;
         if let Some((source, follow)) = source {
             tasks.spawn("channels", follow.run());
+            tasks.spawn("twitch token", keeper.run(stop.subscribe()));
             let asked = Arc::clone(&bus);
             let last_stored = |started| last_stored_before(asked, started);
             let source = |stop| source.run(intake, last_stored, stop);
-            tasks.spawn("twitch", when_caught_up(users.clone(), source, stop.subscribe()));
+            tasks.spawn("twitch", when_caught_up(people.users.clone(), source, stop.subscribe()));
         }
         Ok(Self {
             address,
@@ -208,7 +224,7 @@ impl App {
             replay,
             pipeline,
             outbox,
-            users,
+            users: people.users,
             grace: config.shutdown_grace,
             _data_dir: data_dir,
         })
@@ -243,7 +259,7 @@ impl App {
         match &ended {
             None => tracing::info!(pending = self.pipeline.pending.get(), "shutting down"),
             Some(Ended { name, panicked }) => {
-                tracing::error!(task = name, panicked, "a part ended; shutting down");
+                tracing::error!(error_code = %ErrorCode::PartEnded, task = name, panicked, "a part ended; shutting down");
             }
         }
         let deadline = Instant::now() + self.grace;
@@ -251,6 +267,8 @@ impl App {
         self.replay.close();
         let settling = timeout_at(deadline, async {
             self.tasks.join("twitch").await;
+            // A token that Twitch has just issued is stored before the end.
+            self.tasks.join("twitch token").await;
             self.tasks.join("pipeline").await;
         });
         drop(settling.await);
@@ -368,6 +386,17 @@ fn holder(port: u16) -> String {
     format!("inlet serve, process {}, port {port}", std::process::id())
 }
 
+/// The folder and the port, ours from here on.
+async fn take_place(config: &AppConfig) -> Result<(DataDir, TcpListener, SocketAddr), AppError> {
+    let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
+    let listener = listen(&config.http).await?;
+    let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
+    data_dir.say(&holder(address.port()))?;
+    say_hello(config, address);
+    config.http.say_weak_tokens();
+    Ok((data_dir, listener, address))
+}
+
 fn listen_error(config: &HttpConfig, source: std::io::Error) -> AppError {
     AppError::Listen { address: SocketAddr::new(config.address, config.port), source }
 }
@@ -414,15 +443,17 @@ fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, Tl
     is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
 }
 
-/// With what is always there: the process and the build.
-fn new_registry() -> prometheus::Result<Registry> {
+/// With what is always there: the process, the build, and what goes wrong.
+fn new_registry(clock: &Clock) -> prometheus::Result<(Registry, ErrorTally)> {
     let registry = Registry::new();
+    let errors = ErrorTally::of_the_log(clock)?;
+    errors.register(&registry)?;
     registry.register(Box::new(ProcessCollector::for_self()))?;
     let build =
         IntGaugeVec::new(Opts::new("build_info", "1, with the version").namespace("inlet"), &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
-    Ok(registry)
+    Ok((registry, errors))
 }
 
 fn say_hello(config: &AppConfig, address: SocketAddr) {
@@ -436,7 +467,7 @@ fn say_hello(config: &AppConfig, address: SocketAddr) {
     let (version, bus) = (env!("CARGO_PKG_VERSION"), config.path.bus.driver);
     let store = match config.path.enrich.mode {
         EnrichMode::On => config.path.store.driver.to_string(),
-        EnrichMode::Off => "none".to_owned(),
+        EnrichMode::Off => format!("{} (enrichment off)", config.path.store.driver),
         EnrichMode::DryRun => format!("{} (dry run)", config.path.store.driver),
     };
     let port = address.port();

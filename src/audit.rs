@@ -41,8 +41,20 @@ pub const MOST_RECORDS: usize = 500;
 
 /// Fields of a request whose values are kept. They name what was done, to what; none holds a secret or what somebody
 /// wrote about somebody.
-const SHOWN: [&str; 11] =
-    ["channel", "channelId", "channels", "id", "ids", "key", "login", "logins", "roomId", "user", "users"];
+const SHOWN: [&str; 12] = [
+    "channel",
+    "channelId",
+    "channels",
+    "id",
+    "ids",
+    "key",
+    "login",
+    "logins",
+    "roomId",
+    "user",
+    "userId",
+    "users",
+];
 
 /// Who did something.
 #[derive(Debug, Clone, PartialEq, Eq)]

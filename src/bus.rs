@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::envelope::MessageId;
+use crate::errors::ErrorCode;
 use crate::label;
 use crate::status::Part;
 
@@ -101,6 +102,8 @@ pub struct StreamInfo {
     pub duplicate_window: Duration,
     /// For how long it keeps a message; `None`: without end.
     pub max_age: Option<Duration>,
+    /// How many bytes it keeps; `None`: without end.
+    pub max_bytes: Option<u64>,
     /// Largest message it takes, headers included, in bytes.
     pub largest_message: usize,
 }
@@ -351,7 +354,9 @@ impl Silence {
     /// Notes it, and logs it when it changes.
     pub fn say(&self, is_silent: bool) {
         match (self.0.swap(is_silent, Ordering::Relaxed), is_silent) {
-            (false, true) => tracing::warn!("the bus acknowledges nothing"),
+            (false, true) => {
+                tracing::warn!(error_code = %ErrorCode::BusUnavailable, "the bus acknowledges nothing");
+            }
             (true, false) => tracing::info!("the bus acknowledges again"),
             (false, false) | (true, true) => {}
         }

@@ -4,12 +4,14 @@ mod channel;
 mod check;
 mod client;
 mod demo;
+mod login;
 mod printer;
 mod probe;
 mod replay;
 mod serve;
 pub mod simulate;
 mod tail;
+mod user;
 
 use std::num::NonZero;
 use std::process::ExitCode;
@@ -21,6 +23,7 @@ use thiserror::Error;
 use crate::app::AppError;
 use crate::bus::BusError;
 use crate::clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::OutboxError;
 use crate::settings::{Environment, Problems};
 use crate::telemetry::logs::{say_panics, with_causes};
@@ -28,9 +31,12 @@ use crate::telemetry::logs::{say_panics, with_causes};
 const AFTER_HELP: &str = "\
 Every flag is also an environment variable: --twitch-channels is TWITCH_CHANNELS.
 Secrets have no flag; they are read from NAME, or from the file that NAME_FILE names:
-  TWITCH_BOT_ACCESS_TOKEN  token of TWITCH_BOT_USERNAME, with or without `oauth:`
-  ADMIN_TOKEN              guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
-  STREAM_TOKEN             opens /v1/stream alone, also as ?access_token=
+  TWITCH_BOT_ACCESS_TOKEN   token of TWITCH_BOT_USERNAME, with or without `oauth:`
+  TWITCH_BOT_REFRESH_TOKEN  what gets the next one
+  TWITCH_CLIENT_SECRET      secret of TWITCH_CLIENT_ID; a public client has none
+  ADMIN_TOKEN               guards /_debug, /admin and /v1/stream; without it they answer on this machine alone
+  ADMIN_TOKEN_NEXT          opens the same, while it takes the other's place
+  STREAM_TOKEN              opens /v1/stream alone, also as ?access_token=
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 unavailable, 78 configuration.";
 
@@ -57,9 +63,15 @@ enum Command {
     Tail(Box<tail::TailArgs>),
     /// Add, remove and list channels while the service runs
     Channel(channel::ChannelArgs),
+    /// Users: show, list, note, tag, ignore, forget
+    #[command(after_help = AFTER_HELP)]
+    User(Box<user::UserArgs>),
     /// Look at everything that serve would need, and change nothing: one line each, exit 0, 69 (away) or 78
     #[command(after_help = AFTER_HELP)]
     Check(Box<check::CheckArgs>),
+    /// Let Inlet read chat as an account: shows a code to enter at Twitch, and stores the token
+    #[command(after_help = AFTER_HELP)]
+    Login(Box<login::LoginArgs>),
     /// Ask the local service how it is: exit 0 or 1
     Probe(probe::ProbeArgs),
     /// A stand-in Twitch chat server, for development, tests and load
@@ -73,6 +85,9 @@ enum Failure {
     /// It ran, and something went wrong.
     #[error("{0}")]
     Failed(String),
+    /// What was typed makes no sense.
+    #[error("{0}")]
+    Usage(String),
     /// Something it needs is away.
     #[error("{0}")]
     Unavailable(String),
@@ -85,6 +100,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
+            Self::Usage(_) => 64,
             Self::Unavailable(_) => 69,
             Self::Configuration(_) => 78,
         }
@@ -166,7 +182,9 @@ fn run(command: Command, environment: &Environment) -> Result<(), Failure> {
             Command::Replay(args) => replay::run(&args, environment).await,
             Command::Tail(args) => tail::run(&args, environment).await,
             Command::Channel(args) => channel::run(&args, environment).await,
+            Command::User(args) => user::run(&args, environment).await,
             Command::Check(args) => check::run(&args, environment).await,
+            Command::Login(args) => login::run(&args, environment).await,
             Command::Probe(args) => probe::run(&args, environment).await,
             Command::Simulate(args) => simulate::run(*args, clock::system_milliseconds, asked_to_stop())
                 .await
@@ -199,7 +217,7 @@ async fn asked_to_stop() {
             }
         }
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(error = %error, "signals cannot be heard; only SIGKILL will end this");
+            tracing::error!(error_code = %ErrorCode::Internal, error = %error, "signals cannot be heard; only SIGKILL will end this");
             std::future::pending::<()>().await;
         }
     }

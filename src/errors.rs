@@ -119,9 +119,23 @@ codes! {
     BadStoredValue => "bad_stored_value", None, "Mend the fields that the log names; somebody wrote them by hand.";
 
     /// No channels are set, so no chat is read.
-    NoChannels => "no_channels", None, "Set TWITCH_CHANNELS.";
-    /// Twitch refuses the login.
-    LoginFailed => "login_failed", None, "Renew the bot's token, and check that it belongs to TWITCH_BOT_USERNAME.";
+    NoChannels => "no_channels", None, "Set TWITCH_CHANNELS, or run `inlet channel add`.";
+    /// Twitch refuses the login, or the bot's token.
+    LoginFailed => "login_failed", None,
+        "Run `inlet login`, or set TWITCH_BOT_ACCESS_TOKEN anew; check that it belongs to TWITCH_BOT_USERNAME.";
+    /// Twitch's OAuth does not answer, or fails: the bot's token can be neither validated nor refreshed.
+    OAuthUnavailable => "oauth_unavailable", None, "Nothing, if it passes: the token stays in use, and it is asked again.";
+    /// Twitch does not know the application, or its secret is wrong or missing: the bot's token cannot be refreshed.
+    ClientRefused => "client_refused", None, "Correct TWITCH_CLIENT_ID and TWITCH_CLIENT_SECRET.";
+    /// The bot's token does not allow reading chat.
+    ScopeMissing => "scope_missing", None, "Run `inlet login`.";
+    /// What is stored as the bot's token is none.
+    TokenUnusable => "token_unusable", None, "Run `inlet login`, or write the token document anew.";
+    /// Twitch's API does not tell which logins the channels' rooms have now.
+    ApiUnavailable => "api_unavailable", None,
+        "Nothing, if it passes; until then a channel that was renamed may be missed. Look at TWITCH_API_URL.";
+    /// A wanted login answers as another room: its channel was renamed, and somebody else has the name now.
+    ChannelChanged => "channel_changed", None, "Nothing; if it is wanted as well, remove it and add it again.";
     /// Twitch cannot be reached.
     ConnectFailed => "connect_failed", None, "Look at the network; it is tried again by itself.";
     /// A connection to Twitch failed.
@@ -156,8 +170,12 @@ codes! {
     /// The bus does not even take the dead letter; the event exists in the log alone.
     Undeliverable => "undeliverable", None, "Read the bus's words in the log; the event is lost.";
 
+    /// A token is so short that it can be guessed.
+    WeakToken => "weak_token", None, "Choose 32 random bytes: `openssl rand -base64 32`.";
     /// Connections to the operator's HTTP cannot be taken.
     AcceptFailed => "accept_failed", None, "Raise the limit of open files (`ulimit -n`).";
+    /// The demo's temporary folder could not be removed.
+    LeftBehind => "left_behind", None, "Remove it; the log line names it.";
     /// A part of the service ended that should not have; the service shuts down.
     PartEnded => "part_ended", None, "Report it, with the panic's line before it.";
     /// A panic.

@@ -1,10 +1,13 @@
 //! The operator's HTTP: probes, metrics, a look inside, the stream of what was published, and a page that shows them.
 
 mod access;
+mod audit;
 mod channels;
 mod connections;
 mod debug;
+mod errors;
 mod health;
+mod login;
 mod metrics;
 mod origins;
 mod page;
@@ -12,15 +15,16 @@ mod problem;
 mod replay;
 mod request;
 mod stream;
+mod unread;
+mod users;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn_with_state, map_request};
-use axum::routing::{delete, get, post};
+use axum::middleware::{from_fn, from_fn_with_state, map_request};
+use axum::routing::{get, post};
 use clap::Args;
 use prometheus::Registry;
 use serde::Serialize;
@@ -30,12 +34,17 @@ use tokio::sync::watch;
 use crate::bus::Bus;
 use crate::channels::Channels;
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::PipelineMetrics;
 use crate::secret::Secret;
 use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::credentials::TokenStore;
 use crate::source::twitch::{ReplayDoor, TwitchStatus};
 use crate::status::Parts;
+use crate::store::measured::Store;
 use crate::tasks::Tasks;
+use crate::telemetry::tally::ErrorTally;
+use crate::users::Desk;
 
 use connections::Limits;
 
@@ -45,6 +54,8 @@ pub use origins::Origins;
 /// Connections at a time, besides those of `/v1/stream`'s readers. Well below the 1024 descriptors that a process usually
 /// has: the bus, the sources and the files need theirs.
 const CONNECTIONS: usize = 256;
+/// A token that is shorter is weak, in characters.
+const SHORTEST_TOKEN: usize = 16;
 /// For the head of a request, and between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For whoever asked to read on.
@@ -81,6 +92,9 @@ pub struct HttpConfig {
     /// Guards what is not for everybody.
     #[serde(rename = "ADMIN_TOKEN")]
     pub admin_token: Option<Secret>,
+    /// Opens what that does, while one takes the other's place.
+    #[serde(rename = "ADMIN_TOKEN_NEXT")]
+    pub next_admin_token: Option<Secret>,
     /// Opens `/v1/stream` alone.
     #[serde(rename = "STREAM_TOKEN")]
     pub stream_token: Option<Secret>,
@@ -104,12 +118,21 @@ impl HttpArgs {
         let origins = problems.parse_optional("STREAM_ORIGINS", self.stream_origins.as_ref(), Origins::parse);
         let before = problems.lines().len();
         let admin_token = environment.secret("ADMIN_TOKEN", problems);
+        let next_admin_token = environment.secret("ADMIN_TOKEN_NEXT", problems);
         let stream_token = environment.secret("STREAM_TOKEN", problems);
-        let is_same =
-            |token: &Secret| admin_token.as_ref().is_some_and(|admin| admin.matches(token.expose()));
-        if stream_token.as_ref().is_some_and(is_same) {
+        if next_admin_token.is_some() && admin_token.is_none() {
             problems
-                .add("STREAM_TOKEN", "is ADMIN_TOKEN; it may stand in addresses, so it must be another one");
+                .add("ADMIN_TOKEN_NEXT", "takes the place of ADMIN_TOKEN, which is not set; set that one");
+        }
+        for (name, admin) in [("ADMIN_TOKEN", &admin_token), ("ADMIN_TOKEN_NEXT", &next_admin_token)] {
+            if stream_token
+                .as_ref()
+                .zip(admin.as_ref())
+                .is_some_and(|(one, other)| one.matches(other.expose()))
+            {
+                let what = format!("is {name}; it may stand in addresses, so it must be another one");
+                problems.add("STREAM_TOKEN", what);
+            }
         }
         if problems.lines().len() > before {
             return None;
@@ -123,6 +146,7 @@ impl HttpArgs {
             port: port?,
             address: address?,
             admin_token,
+            next_admin_token,
             stream_token,
             stream_origins,
             stream_max_clients: clients?,
@@ -133,6 +157,24 @@ impl HttpArgs {
     pub fn check_port(&self, problems: &mut Problems) -> Option<u16> {
         let port = problems.parse("PORT", &self.port, settings::number(0, u64::from(u16::MAX)));
         port.and_then(|port| u16::try_from(port).ok())
+    }
+}
+
+impl HttpConfig {
+    /// Says which tokens are so short that they can be guessed. They are taken all the same.
+    pub fn say_weak_tokens(&self) {
+        let tokens = [
+            ("ADMIN_TOKEN", &self.admin_token),
+            ("ADMIN_TOKEN_NEXT", &self.next_admin_token),
+            ("STREAM_TOKEN", &self.stream_token),
+        ];
+        let is_weak = |token: &Option<Secret>| {
+            token.as_ref().is_some_and(|token| token.expose().len() < SHORTEST_TOKEN)
+        };
+        for (setting, _) in tokens.iter().filter(|(_, token)| is_weak(token)) {
+            let error_code = ErrorCode::WeakToken;
+            tracing::warn!(%error_code, setting, "a token of less than {SHORTEST_TOKEN} characters can be guessed");
+        }
     }
 }
 
@@ -150,18 +192,26 @@ pub struct Shown {
     pub twitch: Arc<TwitchStatus>,
     /// Events.
     pub pipeline: Arc<PipelineMetrics>,
+    /// Where operators look after users.
+    pub desk: Desk,
     /// What `/v1/stream` follows.
     pub bus: Arc<dyn Bus>,
     /// Every series.
     pub registry: Registry,
     /// Requests.
     pub metrics: Arc<HttpMetrics>,
+    /// Where `/admin/login` puts a token.
+    pub token_document: Arc<dyn TokenStore>,
     /// Becomes true when the service stops taking in.
     pub draining: watch::Receiver<bool>,
     /// Where operators add and remove channels.
     pub channels: Channels,
     /// The door for `/admin/replay`, until the service shuts down.
     pub replay: Arc<ReplayDoor>,
+    /// Where it is recorded what operators do.
+    pub store: Store,
+    /// What went wrong so far.
+    pub errors: ErrorTally,
 }
 
 /// Shared by all requests.
@@ -174,6 +224,8 @@ struct Server {
     streams: Mutex<Tasks>,
     tail: stream::SharedTail,
     places: stream::Places,
+    /// What operators do now.
+    acts: Mutex<Tasks>,
     /// Becomes true at shutdown: streams without end end.
     closing: watch::Receiver<bool>,
 }
@@ -195,12 +247,16 @@ pub async fn serve(listener: TcpListener, shown: Shown, closing: watch::Receiver
         streams: Mutex::new(Tasks::new()),
         tail: stream::SharedTail::default(),
         places: stream::Places::default(),
+        acts: Mutex::new(Tasks::new()),
         closing: closing.clone(),
     });
     tokio::select! {
         () = connections::serve(listener, router(&server), limits, closing) => {}
         () = health::watch(&server) => {}
     }
+    // Whoever asked for them may be gone already.
+    let mut acts = std::mem::take(&mut *server.acts.lock().unwrap_or_else(PoisonError::into_inner));
+    while acts.next_end().await.is_some() {}
 }
 
 fn router(server: &Arc<Server>) -> Router {
@@ -208,11 +264,12 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/_debug/twitch", get(debug::twitch))
         .route("/_debug/config", get(debug::config))
         .route("/admin/replay", post(replay::replay))
-        .route(
-            "/admin/channels",
-            get(channels::list).post(channels::add).layer(DefaultBodyLimit::max(channels::LARGEST_BODY)),
-        )
-        .route("/admin/channels/{login}", delete(channels::remove))
+        .merge(channels::routes())
+        .merge(users::routes())
+        .route("/admin/login", login::route())
+        .route("/admin/audit", get(audit::list))
+        .route("/admin/errors", get(errors::errors))
+        .route_layer(from_fn_with_state(Arc::clone(server), audit::record))
         .route_layer(from_fn_with_state(Arc::clone(server), access::guard));
     let streamed = Router::new()
         .route("/v1/stream", get(stream::stream).options(access::preflight))
@@ -233,5 +290,6 @@ fn router(server: &Arc<Server>) -> Router {
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(server), request::observe))
         .layer(map_request(request::identify))
+        .layer(from_fn(unread::read_out))
         .with_state(Arc::clone(server))
 }

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 pub use enrich::{Enrich, Enriched};
 pub use intake::{Door, Intake, IntakeArgs, IntakeConfig, KnownIds, Offered, Patience, open_door};
-pub use metrics::PipelineMetrics;
+pub use metrics::{PipelineMetrics, RefusedReason};
 pub use outbox::{Bounds, Outbox, OutboxArgs, OutboxConfig, OutboxError, OutboxMetrics, OutboxPart};
 pub use publish::{Publish, PublishArgs, PublishConfig};
 

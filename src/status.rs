@@ -13,6 +13,11 @@ pub trait Part: Send + Sync {
     /// Whether the service is not ready because of this part.
     fn is_waited_for(&self) -> bool;
 
+    /// Whether it does its work, but somebody should look at it.
+    fn is_degraded(&self) -> bool {
+        false
+    }
+
     /// What `/healthz` says of it; an object with at least `state`.
     fn describe(&self) -> Value;
 }
@@ -30,6 +35,11 @@ impl Parts {
     /// Names of the parts that the service waits for; empty when it is ready.
     pub fn waiting_for(&self) -> Vec<&'static str> {
         self.0.iter().filter(|part| part.is_waited_for()).map(|part| part.name()).collect()
+    }
+
+    /// Whether somebody should look at one of them.
+    pub fn is_degraded(&self) -> bool {
+        self.0.iter().any(|part| part.is_degraded() || part.is_waited_for())
     }
 
     /// Every part's description under its name.

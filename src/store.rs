@@ -25,6 +25,7 @@ use thiserror::Error;
 
 use self::embedded::{EmbeddedStore, EmbeddedStoreError};
 use self::firestore::{FirestoreArgs, FirestoreConfig, FirestoreStore};
+use crate::errors::{Coded, ErrorCode};
 use crate::settings::{Environment, Problems};
 
 /// Fields by name. Times are RFC 3339 strings, in fields that [`document::is_time`] names. A name with a dot in it
@@ -223,6 +224,21 @@ impl StoreError {
         match self {
             Self::Away(_) | Self::GaveUp(_) => true,
             Self::Refused { .. } => false,
+        }
+    }
+}
+
+impl Coded for StoreError {
+    fn code(&self) -> ErrorCode {
+        if self.is_transient() { ErrorCode::StoreUnavailable } else { ErrorCode::StoreRefused }
+    }
+}
+
+impl Coded for WriteRefusal {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Conflict => ErrorCode::Conflict,
+            Self::Failed(error) => error.code(),
         }
     }
 }

@@ -42,6 +42,16 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsErr
     if roots.is_empty() {
         return Err(TlsError::NoRoots);
     }
+    with_roots(roots)
+}
+
+/// A client's configuration with which every connection fails: where there are no certificates to trust, and it is not
+/// known whether any connection is to be made.
+pub fn trusting_nobody() -> Result<Arc<ClientConfig>, TlsError> {
+    with_roots(RootCertStore::empty())
+}
+
+fn with_roots(roots: RootCertStore) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -64,7 +74,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "TLS")]
 pub struct TlsArgs {
-    /// PEM file of the certificates to trust, for IRC, NATS and the history service; left out: the system's roots
+    /// PEM file of the certificates to trust, for IRC, OAuth, NATS and the history service; left out: the system's roots
     #[arg(long, env)]
     tls_ca_file: Option<String>,
 }

@@ -5,16 +5,21 @@
 //! follows the stream and notes whatever is in it, whoever published it; the flush writes users behind. Memory
 //! holds what lies between (the table).
 
+mod barred;
 mod circuit;
 mod config;
+mod desk;
+mod erase;
 mod flush;
 mod fold;
 mod meet;
 mod metrics;
+pub mod operations;
 mod operators;
 mod projection;
 mod session;
 mod table;
+mod words;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,14 +30,20 @@ use uuid::Uuid;
 
 use crate::bus::{Bus, BusState, Message};
 use crate::clock::Clock;
+use crate::envelope::SubjectTemplate;
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::status::Part;
 use crate::store::Name;
 use crate::store::measured::{Store, StoreMetrics};
 use circuit::Circuit;
+use erase::Erasures;
 use table::Table;
+use words::Words;
 
+pub use barred::{Bar, Barred};
 pub use config::{EnrichArgs, EnrichConfig, EnrichMode};
+pub use desk::{Desk, Farewell, Remains};
 pub use fold::{Folded, Kind, Seen, Tags};
 pub use meet::Meeting;
 pub use metrics::{Matched, UserMetrics};
@@ -56,8 +67,13 @@ struct Shared {
     bus: Arc<dyn Bus>,
     /// What instances that share a stream and a store must share, too.
     subject: String,
+    subjects: SubjectTemplate,
     config: EnrichConfig,
     circuit: Circuit,
+    /// Who is not to be known.
+    barred: Barred,
+    erasures: Erasures,
+    words: Words,
     metrics: Arc<UserMetrics>,
     clock: Clock,
     /// An event was acknowledged or given up, or the circuit opened.
@@ -71,20 +87,25 @@ struct Shared {
 }
 
 impl Users {
-    /// Nobody in memory yet. `subject` is what this instance publishes to.
+    /// Nobody in memory yet. `subjects` are what this instance publishes to; `barred` are not met.
     pub fn new(
         store: Store,
         bus: Arc<dyn Bus>,
-        subject: String,
+        subjects: SubjectTemplate,
         config: EnrichConfig,
-        (metrics, clock): (Arc<UserMetrics>, Clock),
+        (metrics, clock, barred): (Arc<UserMetrics>, Clock, Barred),
     ) -> Self {
+        let [subject, _] = subjects.patterns();
         Self(Arc::new(Shared {
             table: Mutex::new(Table::new(config.session_gap, config.cache_users, config.max_pending)),
             circuit: Circuit::new(metrics.circuit_open.clone()),
+            barred,
+            erasures: Erasures::default(),
+            words: Words::default(),
             store,
             bus,
             subject,
+            subjects,
             config,
             metrics,
             clock,
@@ -136,9 +157,10 @@ impl Users {
         self.0.table().position_of(key, id)
     }
 
-    /// Waits until events may be taken in: what the stream holds is noted, or that cannot be, because the bus or the
-    /// store is away.
+    /// Waits until events may be taken in: it is known who is kept out, and what the stream holds is noted; or that cannot
+    /// be, because the bus or the store is away.
     pub async fn caught_up(&self) {
+        self.0.barred.asked().await;
         if self.is_dry() {
             return;
         }
@@ -173,6 +195,8 @@ impl Users {
         let mut closed_at = tokio::time::Instant::now();
         loop {
             self.0.circuit.until(true).await;
+            // It is not asked for anybody before it has said who is not to be known.
+            self.0.barred.known().await;
             // A store that answers probes and fails at work is not asked more and more often.
             if closed_at.elapsed() > LONGEST_PROBE {
                 backoff.reset();
@@ -208,7 +232,7 @@ impl Shared {
         let lost = table.take_lost();
         if lost > 0 {
             self.metrics.lost.inc_by(lost);
-            tracing::error!(events = lost, "events are gone from the stream before they were counted");
+            tracing::error!(error_code = %ErrorCode::CountsLost, events = lost, "events are gone from the stream before they were counted");
         }
         self.metrics.cached.set(gauge(table.len() as u64));
         self.metrics.dirty.set(gauge(table.dirty() as u64));

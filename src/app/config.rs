@@ -10,6 +10,7 @@ use crate::bus::{BusArgs, BusConfig, Driver};
 use crate::http::{HttpArgs, HttpConfig};
 use crate::pipeline::{IntakeArgs, IntakeConfig, OutboxArgs, OutboxConfig, PublishArgs, PublishConfig};
 use crate::settings::{self, Environment, Problems};
+use crate::source::twitch::credentials::settings::CredentialConfig;
 use crate::source::twitch::{SharedChatMode, TwitchArgs, TwitchConfig};
 use crate::store::{StoreArgs, StoreConfig, StoreDriver};
 use crate::telemetry::logs::{LogArgs, LogConfig};
@@ -164,6 +165,11 @@ impl PathConfig {
     /// Channels that a setting names.
     pub fn fixed_channels(&self) -> &[String] {
         &self.twitch.channels
+    }
+
+    /// The account.
+    pub fn credentials(&self) -> &CredentialConfig {
+        &self.twitch.credentials
     }
 
     /// Which copies in a shared chat are events.

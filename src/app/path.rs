@@ -11,6 +11,7 @@ use crate::bus::embedded::{EmbeddedBus, EmbeddedError};
 use crate::bus::jetstream::JetStreamBus;
 use crate::bus::{Bus, BusConfig, BusPart, BusState, Driver, Silence};
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::pipeline::{
     self, Enrich, Intake, Outbox, OutboxError, OutboxMetrics, PipelineMetrics, Publish, open_door,
 };
@@ -19,7 +20,7 @@ use crate::store;
 use crate::store::measured::{Store, StoreMetrics};
 use crate::tasks::Tasks;
 use crate::tls::TlsConfig;
-use crate::users::{EnrichMode, UserMetrics, Users};
+use crate::users::{Barred, Desk, EnrichMode, UserMetrics, Users};
 
 /// Makes the bus. One that is away is waited for in the background.
 pub(super) fn make_bus(
@@ -46,7 +47,7 @@ pub(super) async fn hear_of(bus: &dyn Bus) -> Result<(), AppError> {
             return Err(AppError::BusUnfit(why.clone()));
         }
     } else {
-        tracing::warn!("no answer from the bus yet; going on all the same");
+        tracing::warn!(error_code = %ErrorCode::BusUnavailable, "no answer from the bus yet; going on all the same");
     }
     Ok(())
 }
@@ -64,29 +65,47 @@ pub fn open_store(config: &PathConfig, folder: &Path, registry: &Registry) -> Re
     Ok(Store::new(store::open(&config.store, folder)?, requests))
 }
 
-/// Who meets events on their way, unless enrichment is off.
-pub fn open_users(
+/// What the path needs to know of people.
+pub struct People {
+    /// Where they are known.
+    pub store: Store,
+    /// Who is not taken in.
+    pub barred: Barred,
+    /// Who meets events on their way; `None` when enrichment is off.
+    pub users: Option<Users>,
+}
+
+impl People {
+    /// Where operators look after users.
+    pub(super) fn desk(&self, bus: &Arc<dyn Bus>, clock: &Clock) -> Desk {
+        Desk::new(self.store.clone(), clock.clone(), Arc::clone(bus))
+    }
+}
+
+/// Who is not taken in, and who meets the others. Without enrichment nothing else is asked of the store.
+pub fn open_people(
     config: &PathConfig,
     store: Store,
     bus: &Arc<dyn Bus>,
     registry: &Registry,
     clock: &Clock,
-) -> Result<Option<Users>, AppError> {
-    let users = Arc::new(UserMetrics::new(registry)?);
-    if config.enrich.mode == EnrichMode::Off {
-        return Ok(None);
-    }
-    let [subject, _] = config.bus.subjects.patterns();
-    let enrich = config.enrich.clone();
-    Ok(Some(Users::new(store, Arc::clone(bus), subject, enrich, (users, clock.clone()))))
+) -> Result<People, AppError> {
+    let metrics = Arc::new(UserMetrics::new(registry)?);
+    let barred = Barred::new();
+    let users = (config.enrich.mode != EnrichMode::Off).then(|| {
+        let around = (metrics, clock.clone(), barred.clone());
+        let subjects = config.bus.subjects.clone();
+        Users::new(store.clone(), Arc::clone(bus), subjects, config.enrich.clone(), around)
+    });
+    Ok(People { store, barred, users })
 }
 
 /// What stands around the path from the door to the stream.
 pub struct Around<'a> {
     /// The stream.
     bus: &'a Arc<dyn Bus>,
-    /// Who meets events on their way.
-    users: Option<&'a Users>,
+    /// Who meets events on their way, and who is kept out.
+    people: &'a People,
     /// In front of a stream that is away. A command has none: what it reads is still there when it is run again.
     outbox: Option<Outbox>,
     /// Where publishing says that nothing is acknowledged.
@@ -101,11 +120,11 @@ impl<'a> Around<'a> {
     /// Without an outbox.
     pub fn new(
         bus: &'a Arc<dyn Bus>,
-        users: Option<&'a Users>,
+        people: &'a People,
         metrics: &'a Arc<PipelineMetrics>,
         clock: &'a Clock,
     ) -> Self {
-        Self { bus, users, outbox: None, silence: Arc::default(), metrics, clock }
+        Self { bus, people, outbox: None, silence: Arc::default(), metrics, clock }
     }
 }
 
@@ -116,26 +135,30 @@ pub async fn lay_path(
     around: Around<'_>,
     tasks: &mut Tasks,
 ) -> Result<Intake, OutboxError> {
-    let Around { bus, users, outbox, silence, metrics, clock } = around;
-    let (intake, door) = open_door(config.intake.clone(), Arc::clone(metrics), clock.clone());
+    let Around { bus, people, outbox, silence, metrics, clock } = around;
+    let People { store, barred, users } = people;
+    let (intake, door) = open_door(config.intake.clone(), barred.clone(), Arc::clone(metrics), clock.clone());
     let subjects = &config.bus.subjects;
-    let enrich = Enrich::new(subjects.clone(), users.cloned(), clock.clone());
+    let enrich = Enrich::new(subjects.clone(), users.clone(), clock.clone());
     let mut publish = Publish::new(
         Arc::clone(bus),
         config.publish.clone(),
         subjects.clone(),
-        (users.cloned(), clock.clone()),
+        (users.clone(), clock.clone()),
         Arc::clone(metrics),
     )
     .saying(silence);
     if let Some(outbox) = outbox {
         publish = publish.with_outbox(outbox, &intake.known_ids()).await?;
     }
+    tasks.spawn("barred", barred.clone().follow(store.clone(), users.clone()));
     if let Some(users) = users {
         tasks.spawn("store probe", users.clone().probe_store());
         if !users.is_dry() {
             let known = intake.known_ids();
             tasks.spawn("projection", users.clone().follow_stream(Box::new(move |ids| known.learn(ids))));
+            tasks.spawn("forgotten", users.clone().say_forgotten());
+            tasks.spawn("erase", users.clone().erase_forgotten());
             tasks.spawn("flush", users.clone().flush_behind());
             tasks.spawn("operators", users.clone().follow_operators());
         }

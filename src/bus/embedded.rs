@@ -25,6 +25,7 @@ use super::{
 use crate::clock::Clock;
 use crate::data_dir;
 use crate::envelope::SubjectTemplate;
+use crate::errors::ErrorCode;
 use crate::redb_file::{self, FileError};
 use crate::telemetry::logs::with_causes;
 use file::StreamFile;
@@ -100,6 +101,7 @@ impl EmbeddedBus {
             identity: format!("embedded@{}", file.created_ns()),
             duplicate_window: bounds.duplicate_window,
             max_age: Some(bounds.max_age),
+            max_bytes: Some(bounds.max_bytes),
             largest_message: LARGEST_MESSAGE,
         };
         let (state, _) = watch::channel(BusState::Up);
@@ -121,7 +123,7 @@ impl Bus for EmbeddedBus {
         let started =
             std::thread::Builder::new().name("stream-writer".into()).spawn(move || writer.run(&runtime));
         if let Err(error) = started {
-            tracing::error!(error = %error, "the stream's writer could not be started");
+            tracing::error!(error_code = %ErrorCode::StreamUnwritable, error = %error, "the stream's writer could not be started");
             self.state.send_replace(BusState::Away(error.to_string()));
         }
         Lane { messages, settled }
@@ -216,7 +218,7 @@ impl Writer {
             match &state {
                 BusState::Up if changed => tracing::info!("the embedded stream can be written again"),
                 BusState::Away(why) if changed => {
-                    tracing::error!(error = why, "the embedded stream cannot be written");
+                    tracing::error!(error_code = %ErrorCode::StreamUnwritable, error = why, "the embedded stream cannot be written");
                 }
                 _ => {}
             }

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Bus, BusError, BusState, Follower, Lane, Retention, Start, StreamInfo, Wanted};
 use crate::envelope::SubjectTemplate;
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::secret::{Secret, without_user_info};
 use crate::settings::{self, Environment, Problems};
@@ -339,10 +340,10 @@ impl Shared {
             match (&*current, &state) {
                 (_, BusState::Up) => tracing::info!("NATS is up"),
                 (_, BusState::Unfit(why)) => {
-                    tracing::error!(error = why, "NATS has no stream that can be used");
+                    tracing::error!(error_code = %ErrorCode::BusUnfit, error = why, "NATS has no stream that can be used");
                 }
                 (BusState::Away(_), BusState::Away(_)) | (_, BusState::Connecting) => {}
-                (_, BusState::Away(why)) => tracing::warn!(error = why, "NATS is away"),
+                (_, BusState::Away(why)) => tracing::warn!(error_code = %ErrorCode::BusUnavailable, error = why, "NATS is away"),
             }
             *current = state;
             true

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::book::Book;
 use super::{Channels, PATIENCE};
+use crate::errors::{Coded as _, ErrorCode};
 use crate::retry::Backoff;
 use crate::source::twitch::{Roster, Sights};
 use crate::store::{Changes, Collection, WriteRefusal};
@@ -62,7 +63,7 @@ impl Follow {
                     tracing::debug!("the listener for channels was interrupted");
                 }
                 Ok(Err(error)) if !error.is_transient() => {
-                    self.said.failure(&error, "channels cannot be followed");
+                    self.said.failure(error.code(), &error, "channels cannot be followed");
                 }
                 Ok(Err(error)) => tracing::debug!(error = %error, "channels cannot be followed now"),
                 Err(_) => tracing::debug!("channels cannot be followed now: no answer"),
@@ -108,6 +109,7 @@ impl Follow {
             if is_other {
                 if wanted.is_whole && !before.is_whole && wanted.channels.is_empty() {
                     tracing::warn!(
+                        error_code = %ErrorCode::NoChannels,
                         "no channels: set TWITCH_CHANNELS, or add one by `inlet channel add`, to read chat \
                          (`inlet demo` shows how it looks without any)"
                     );
@@ -138,14 +140,14 @@ impl Follow {
                             Err(WriteRefusal::Conflict) => has_failed = true,
                             Err(WriteRefusal::Failed(error)) => {
                                 has_failed = true;
-                                self.said.failure(&error, "a channel cannot be written");
+                                self.said.failure(error.code(), &error, "a channel cannot be written");
                             }
                         }
                     }
                 }
                 Err(error) => {
                     has_failed = true;
-                    self.said.failure(&error, "channels cannot be written");
+                    self.said.failure(error.code(), &error, "channels cannot be written");
                 }
             }
             if has_failed {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 
 use super::Failure;
 use crate::secret::{Secret, without_user_info};
@@ -87,6 +87,11 @@ impl Service {
     /// A request whose body may be long, and whose answer comes when all of it is dealt with.
     pub(super) fn post(&self, path: &str) -> RequestBuilder {
         self.with_token(self.patient_client.post(format!("{}{path}", self.base)))
+    }
+
+    /// A request of another method; its answer comes soon.
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.with_token(self.client.request(method, format!("{}{path}", self.base)))
     }
 
     fn with_token(&self, request: RequestBuilder) -> RequestBuilder {

@@ -25,6 +25,7 @@ use super::{Failure, asked_to_stop, checked};
 use crate::app::{App, AppArgs, AppConfig, Tally};
 use crate::bus::{Bus, Start, Wanted};
 use crate::clock::{self, Clock};
+use crate::errors::ErrorCode;
 use crate::settings::{self, Environment};
 use crate::sim::{SimConfig, SimError, Simulator};
 use crate::telemetry::logs::{self, with_causes};
@@ -105,7 +106,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "the temporary folder could not be removed");
+            tracing::warn!(error_code = %ErrorCode::LeftBehind, path = %self.0.display(), %error, "the temporary folder could not be removed");
         }
     }
 }

@@ -172,6 +172,7 @@ impl Printer {
                 let (from, cause) = (for_terminal(&payload.from), for_terminal(&payload.cause));
                 self.happened(&format!("not heard since {from} ({cause})"))
             }
+            "internal.user.forgotten.v1" => self.happened("a user is forgotten"),
             _ => {
                 let said = payload.system_text.as_deref().filter(|said| !said.is_empty());
                 let happened = self.happened(&for_terminal(said.unwrap_or(&payload.kind)));

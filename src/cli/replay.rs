@@ -15,7 +15,7 @@ use tokio_util::io::ReaderStream;
 use super::client::{ClientArgs, Service};
 use super::printer::Printer;
 use super::{Failure, checked};
-use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_store, open_users};
+use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_people, open_store};
 use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
@@ -132,16 +132,16 @@ async fn here(
     let twitch = Arc::new(TwitchMetrics::new(&registry).map_err(failed)?);
     let before = if args.show { Some(end_of(&bus).await?) } else { None };
     let store = open_store(path, &config.data_dir, &registry)?;
-    let users = open_users(path, store, &bus, &registry, &clock)?;
+    let people = open_people(path, store, &bus, &registry, &clock)?;
     let mut tasks = Tasks::new();
-    let around = Around::new(&bus, users.as_ref(), &metrics, &clock);
+    let around = Around::new(&bus, &people, &metrics, &clock);
     let intake = lay_path(path, around, &mut tasks).await?;
     let door = ReplayDoor::new(intake, Normalizer::new(Origin::Replay, path.shared_chat(), twitch), clock);
     let replayed =
         door.replay(input).await.map_err(|error| Failure::Failed(format!("cannot read: {error}")))?;
     door.close();
     tasks.join("pipeline").await;
-    if let Some(users) = &users {
+    if let Some(users) = &people.users {
         users.finish(Instant::now() + config.shutdown_grace).await;
     }
     if let Some(before) = before {
@@ -195,13 +195,15 @@ async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> 
 }
 
 fn summarize(args: &ReplayArgs, outcomes: Outcomes) -> Result<(), Failure> {
-    let Outcomes { received, published, stored, duplicates, dead_lettered, refused, lost } = outcomes;
+    let Outcomes { received, published, stored, duplicates, dead_lettered, refused, barred, lost } = outcomes;
     let line = if args.json {
         serde_json::to_string(&outcomes).unwrap_or_default()
     } else {
         let stored = if stored > 0 { format!("{stored} in the outbox, ") } else { String::new() };
+        let barred =
+            if barred > 0 { format!(", {barred} of ignored or forgotten users") } else { String::new() };
         format!(
-            "{received} received: {published} published, {stored}{duplicates} known, {dead_lettered} dead letters"
+            "{received} received: {published} published, {stored}{duplicates} known, {dead_lettered} dead letters{barred}"
         )
     };
     // The summary of a human's run goes beside the envelopes, not among them.

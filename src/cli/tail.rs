@@ -9,6 +9,7 @@ use super::{Failure, asked_to_stop, checked};
 use crate::app::{AppArgs, AppConfig, open_bus};
 use crate::bus::{Driver, Start, Wanted};
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::settings::Environment;
 use crate::source::twitch::lines::Lines;
 use crate::telemetry::logs;
@@ -67,7 +68,7 @@ async fn follow_nats(args: &TailArgs, config: &AppConfig, mut counted: Counted) 
             }
         }
         let mut state = bus.state();
-        tracing::warn!("the stream was interrupted; following again");
+        tracing::warn!(error_code = %ErrorCode::BusUnavailable, "the stream was interrupted; following again");
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         drop(state.wait_for(|state| *state == crate::bus::BusState::Up).await);
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::errors::ErrorCode;
 use crate::label;
 
 /// Header and field `type` of a dead letter.
@@ -32,6 +33,21 @@ label! {
         Refused => "refused",
         /// The bus did not even take the dead letter; it exists in the log alone.
         Undeliverable => "undeliverable",
+    }
+}
+
+impl DeadLetterReason {
+    /// The reason as one of all codes.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Self::LineTooLong => ErrorCode::LineTooLong,
+            Self::Unparsable => ErrorCode::Unparsable,
+            Self::NotNormalizable => ErrorCode::NotNormalizable,
+            Self::TooLarge => ErrorCode::TooLarge,
+            Self::BadSubject => ErrorCode::BadSubject,
+            Self::Refused => ErrorCode::Refused,
+            Self::Undeliverable => ErrorCode::Undeliverable,
+        }
     }
 }
 
@@ -117,7 +133,7 @@ impl DeadLetter<'_> {
             kind: DEAD_LETTER_TYPE,
             reason: crate::telemetry::metrics::Label::as_str(self.reason),
             error: WrittenError {
-                code: crate::telemetry::metrics::Label::as_str(self.reason),
+                code: crate::telemetry::metrics::Label::as_str(self.reason.code()),
                 message: self.message,
             },
             at: self.at,

@@ -43,6 +43,9 @@ pub enum EventType {
     /// A source was interrupted.
     #[serde(rename = "internal.source.gap.v1")]
     SourceGap,
+    /// Somebody is not to be known any more.
+    #[serde(rename = "internal.user.forgotten.v1")]
+    UserForgotten,
 }
 
 impl EventType {
@@ -53,6 +56,7 @@ impl EventType {
             Self::ChatNotice => "external.chat.notice.v1",
             Self::ChatModeration => "external.chat.moderation.v1",
             Self::SourceGap => "internal.source.gap.v1",
+            Self::UserForgotten => "internal.user.forgotten.v1",
         }
     }
 }
@@ -74,6 +78,16 @@ pub struct Draft {
     pub content: Content,
     /// Tells whoever waits for it what became of the event.
     pub slip: Option<Slip>,
+}
+
+impl Draft {
+    /// Key of the document of the user whose event it is.
+    pub fn user_key(&self) -> Option<&Arc<str>> {
+        match &self.content {
+            Content::Event(event) => event.user.as_ref().map(|user| &user.key),
+            Content::Unusable { .. } => None,
+        }
+    }
 }
 
 /// What a draft holds.

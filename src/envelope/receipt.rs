@@ -19,6 +19,8 @@ pub enum Outcome {
     DeadLettered,
     /// Not let in.
     Refused,
+    /// Not let in, because its user is ignored or forgotten.
+    Barred,
 }
 
 /// Counts the outcomes of the events it gave slips to.
@@ -35,6 +37,7 @@ struct Counts {
     duplicates: AtomicU64,
     dead_lettered: AtomicU64,
     refused: AtomicU64,
+    barred: AtomicU64,
     lost: AtomicU64,
     came_back: Notify,
 }
@@ -63,6 +66,9 @@ pub struct Outcomes {
     pub dead_lettered: u64,
     /// Not let in.
     pub refused: u64,
+    /// Not let in, because their users are ignored or forgotten.
+    #[serde(default)]
+    pub barred: u64,
     /// Let in, and the service ended before it was settled.
     pub lost: u64,
 }
@@ -96,6 +102,7 @@ impl Receipt {
                 + outcomes.duplicates
                 + outcomes.dead_lettered
                 + outcomes.refused
+                + outcomes.barred
                 + outcomes.lost;
             if back == outcomes.received {
                 return outcomes;
@@ -113,6 +120,7 @@ impl Receipt {
             duplicates: of(&self.counts.duplicates),
             dead_lettered: of(&self.counts.dead_lettered),
             refused: of(&self.counts.refused),
+            barred: of(&self.counts.barred),
             lost: of(&self.counts.lost),
         }
     }
@@ -133,6 +141,7 @@ impl Drop for Slip {
             Some(Outcome::Duplicate) => &self.counts.duplicates,
             Some(Outcome::DeadLettered) => &self.counts.dead_lettered,
             Some(Outcome::Refused) => &self.counts.refused,
+            Some(Outcome::Barred) => &self.counts.barred,
             None => &self.counts.lost,
         };
         count.fetch_add(1, Ordering::Release);
@@ -147,13 +156,14 @@ mod tests {
     #[tokio::test]
     async fn the_wait_ends_when_every_slip_is_back_however_it_came() {
         let receipt = Receipt::new();
-        let slips: Vec<_> = (0..6).map(|_| receipt.slip()).collect();
+        let slips: Vec<_> = (0..7).map(|_| receipt.slip()).collect();
         let outcomes = [
             Some(Outcome::Published),
             Some(Outcome::Stored),
             Some(Outcome::Duplicate),
             Some(Outcome::DeadLettered),
             Some(Outcome::Refused),
+            Some(Outcome::Barred),
             None,
         ];
         let settling = async {
@@ -167,12 +177,13 @@ mod tests {
         };
         let (all, ()) = tokio::join!(receipt.all_back(), settling);
         let expected = Outcomes {
-            received: 6,
+            received: 7,
             published: 1,
             stored: 1,
             duplicates: 1,
             dead_lettered: 1,
             refused: 1,
+            barred: 1,
             lost: 1,
         };
         assert_eq!(all, expected);

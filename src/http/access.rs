@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::problem::{Problem, ProblemCode};
 use super::{HttpConfig, Server};
+use crate::audit::Actor;
 use crate::secret::Secret;
 
 /// Headers that a proxy adds: behind one, a loopback peer says nothing about who asks.
@@ -26,18 +27,29 @@ const FETCH_SITE: &str = "sec-fetch-site";
 pub(super) async fn guard(
     Extract(server): Extract<Arc<Server>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    check(server.shown.config.admin_token.as_ref(), peer.ip(), request.headers())?;
+    let actor = check(&server.shown.config, peer.ip(), request.headers())?;
+    request.extensions_mut().insert(actor);
     Ok(next.run(request).await)
 }
 
-fn check(token: Option<&Secret>, peer: IpAddr, headers: &HeaderMap) -> Result<(), Problem> {
-    match token {
-        Some(token) if bearer(headers).is_some_and(|given| token.matches(given)) => Ok(()),
-        Some(_) => Err(unauthorized("the header Authorization: Bearer ADMIN_TOKEN")),
-        None if is_local(peer, headers) => Ok(()),
+/// Whose token it is. All are compared, whichever it is.
+fn operator(config: &HttpConfig, given: &str) -> Option<Actor> {
+    let tokens =
+        [(&config.admin_token, Actor::AdminToken), (&config.next_admin_token, Actor::NextAdminToken)];
+    let matching = tokens
+        .map(|(token, actor)| token.as_ref().is_some_and(|token| token.matches(given)).then_some(actor));
+    matching.into_iter().flatten().next()
+}
+
+/// Who asks.
+fn check(config: &HttpConfig, peer: IpAddr, headers: &HeaderMap) -> Result<Actor, Problem> {
+    let actor = bearer(headers).and_then(|given| operator(config, given));
+    match config.admin_token {
+        Some(_) => actor.ok_or_else(|| unauthorized("the header Authorization: Bearer ADMIN_TOKEN")),
+        None if is_local(peer, headers) => Ok(Actor::Loopback),
         None => Err(loopback_only("set ADMIN_TOKEN to use it from elsewhere")),
     }
 }
@@ -84,8 +96,9 @@ fn check_stream(config: &HttpConfig, peer: IpAddr, headers: &HeaderMap, uri: &Ur
         token.zip(given).is_some_and(|(token, given)| token.matches(given))
     };
     let (admin, reader) = (config.admin_token.as_ref(), config.stream_token.as_ref());
-    let in_address = access_token(uri);
-    if is(admin, bearer(headers)) || is(reader, bearer(headers)) || is(reader, in_address.as_deref()) {
+    let (given, in_address) = (bearer(headers), access_token(uri));
+    let is_operator = given.is_some_and(|given| operator(config, given).is_some());
+    if is_operator || is(reader, given) || is(reader, in_address.as_deref()) {
         // Without a place in the list a page could not read the answer: it shall not hold a place here either.
         return if is_of_listed_page(config, headers) { Ok(()) } else { Err(origin_not_allowed()) };
     }
@@ -177,9 +190,21 @@ mod tests {
             .collect()
     }
 
+    fn config(admin_token: Option<&str>, next_admin_token: Option<&str>) -> HttpConfig {
+        HttpConfig {
+            port: 0,
+            address: IpAddr::from([127, 0, 0, 1]),
+            admin_token: admin_token.map(Secret::new),
+            next_admin_token: next_admin_token.map(Secret::new),
+            stream_token: None,
+            stream_origins: Origins::default(),
+            stream_max_clients: 1,
+        }
+    }
+
     fn outcome(token: Option<&str>, peer: &str, pairs: &[(&'static str, &str)]) -> Option<ProblemCode> {
-        let token = token.map(Secret::new);
-        check(token.as_ref(), peer.parse().unwrap(), &headers(pairs)).err().map(|problem| problem.code())
+        let checked = check(&config(token, None), peer.parse().unwrap(), &headers(pairs));
+        checked.err().map(|problem| problem.code())
     }
 
     #[test]
@@ -209,6 +234,22 @@ mod tests {
     }
 
     #[test]
+    fn either_token_opens_and_it_is_known_which() {
+        let config = config(Some("this year's"), Some("next year's"));
+        for (given, expected) in [
+            ("this year's", Some(Actor::AdminToken)),
+            ("next year's", Some(Actor::NextAdminToken)),
+            ("last year's", None),
+            ("next year'", None),
+            ("", None),
+        ] {
+            assert_eq!(operator(&config, given), expected, "{given:?}");
+        }
+        let same = self::config(Some("same"), Some("same"));
+        assert_eq!(operator(&same, "same"), Some(Actor::AdminToken));
+    }
+
+    #[test]
     fn with_a_token_nothing_else_counts() {
         let refused = Some(ProblemCode::Unauthorized);
         for (pairs, expected) in [
@@ -231,6 +272,7 @@ mod tests {
     }
 
     const ADMIN: (Option<&str>, Option<&str>) = (Some("admin"), None);
+    const OF_NEXT_YEAR: (&str, &str) = ("authorization", "Bearer admin of next year");
     const READER: (Option<&str>, Option<&str>) = (None, Some("reader+/="));
     const BOTH: (Option<&str>, Option<&str>) = (Some("admin"), Some("reader+/="));
     const NONE: (Option<&str>, Option<&str>) = (None, None);
@@ -242,12 +284,9 @@ mod tests {
         pairs: &[(&'static str, &str)],
     ) -> Option<ProblemCode> {
         let config = HttpConfig {
-            port: 0,
-            address: IpAddr::from([127, 0, 0, 1]),
-            admin_token: admin.map(Secret::new),
             stream_token: reader.map(Secret::new),
             stream_origins: Origins::parse("https://overlay.example null").unwrap(),
-            stream_max_clients: 1,
+            ..config(admin, Some("admin of next year"))
         };
         let uri = format!("/v1/stream{query}").parse().unwrap();
         check_stream(&config, peer.parse().unwrap(), &headers(pairs), &uri)
@@ -265,6 +304,8 @@ mod tests {
         let at = ("host", "localhost");
         for (tokens, peer, query, pairs, expected) in [
             (BOTH, "10.0.0.1", "", &[of_admin][..], None),
+            (BOTH, "10.0.0.1", "", &[OF_NEXT_YEAR], None),
+            (BOTH, "10.0.0.1", "?access_token=admin%20of%20next%20year", &[], refused),
             (BOTH, "10.0.0.1", "", &[of_reader], None),
             (BOTH, "10.0.0.1", in_address, &[], None),
             (BOTH, "10.0.0.1", "?channel=a&access_token=reader%2B%2F%3D", &[], None),

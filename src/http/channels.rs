@@ -1,20 +1,26 @@
 //! `/admin/channels`: what `inlet channel` does, while the service runs.
 
-use axum::Json;
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
+use axum::routing::{delete, get};
+use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::State;
 use super::problem::{Problem, ProblemCode};
+use super::{Server, State};
 use crate::channels::{Added, Channel, ChannelError};
 use crate::errors::Coded as _;
 
-/// Longest body that is read.
-pub(super) const LARGEST_BODY: usize = 64 * 1024;
+pub(super) fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/admin/channels", get(list).post(add))
+        .route("/admin/channels/{login}", delete(remove))
+}
 
 /// A channel to add.
 #[derive(Deserialize)]
@@ -32,7 +38,7 @@ struct Shown {
     state: Option<Value>,
 }
 
-pub(super) async fn list(Extract(server): State) -> Result<Json<Value>, Problem> {
+async fn list(Extract(server): State) -> Result<Json<Value>, Problem> {
     let channels = server.shown.channels.list().await.map_err(|error| problem(&error))?;
     let snapshot = server.shown.twitch.snapshot();
     let shown: Vec<_> = channels
@@ -42,7 +48,7 @@ pub(super) async fn list(Extract(server): State) -> Result<Json<Value>, Problem>
     Ok(Json(json!({ "channels": shown })))
 }
 
-pub(super) async fn add(
+async fn add(
     Extract(server): State,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Channel>), Problem> {
@@ -56,18 +62,13 @@ pub(super) async fn add(
     }
 }
 
-pub(super) async fn remove(
-    Extract(server): State,
-    Path(login): Path<String>,
-) -> Result<Json<Channel>, Problem> {
+async fn remove(Extract(server): State, Path(login): Path<String>) -> Result<Json<Channel>, Problem> {
     server.shown.channels.remove(&login).await.map(Json).map_err(|error| problem(&error))
 }
 
 fn problem(error: &ChannelError) -> Problem {
-    if let ChannelError::Store(error) = error {
-        tracing::warn!(error = %error, "the list of channels cannot be read or written");
-        let said = "the user store does not answer, or refuses; the log says why";
-        return Problem::new(ChannelError::Store(error.clone()).code(), said);
+    match error {
+        ChannelError::Store(error) => Problem::of_store(error),
+        _ => Problem::new(error.code(), error.to_string()),
     }
-    Problem::new(error.code(), error.to_string())
 }

@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
+use crate::errors::ErrorCode;
 use crate::tasks::Tasks;
 use crate::telemetry::logs::{Said, with_causes};
 
@@ -63,7 +64,11 @@ pub(super) async fn serve(
             }
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => {
-                said.failure(&error, "connections to the operator's HTTP cannot be taken");
+                said.failure(
+                    ErrorCode::AcceptFailed,
+                    &error,
+                    "connections to the operator's HTTP cannot be taken",
+                );
                 sleep(AFTER_REFUSAL).await;
             }
         }

@@ -61,7 +61,7 @@ pub(super) async fn health(Extract(server): State) -> (StatusCode, Json<Value>) 
     let shown = &server.shown;
     let waiting_for = shown.parts.waiting_for();
     let takes_nothing = *shown.draining.borrow();
-    let is_ok = waiting_for.is_empty() && !takes_nothing;
+    let is_ok = !shown.parts.is_degraded() && !takes_nothing;
     let mut parts = shown.parts.describe();
     for (name, since) in server.since.note(&waiting_for, shown.clock.now()) {
         parts[name]["since"] = since.to_string().into();

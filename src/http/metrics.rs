@@ -8,7 +8,7 @@ use prometheus::{Encoder as _, Histogram, Registry, TextEncoder};
 use super::State;
 use super::problem::{Problem, ProblemCode};
 use crate::label;
-use crate::telemetry::metrics::{Counters, CountersBy, Label as _, Register};
+use crate::telemetry::metrics::{CountersBy, Label as _, Register};
 
 label! {
     /// Routes, as in the label; the rest is `unmatched`.
@@ -35,6 +35,20 @@ label! {
         AdminChannels => "/admin/channels",
         /// One channel.
         AdminChannel => "/admin/channels/{login}",
+        /// Users.
+        AdminUsers => "/admin/users",
+        /// A user.
+        AdminUser => "/admin/users/{key}",
+        /// Whether a user is ignored.
+        AdminUserIgnored => "/admin/users/{key}/ignored",
+        /// Whether a user is forgotten.
+        AdminUserForgotten => "/admin/users/{key}/forgotten",
+        /// A token.
+        AdminLogin => "/admin/login",
+        /// What operators did.
+        AdminAudit => "/admin/audit",
+        /// Errors by their code.
+        AdminErrors => "/admin/errors",
         /// Everything else.
         Unmatched => "unmatched",
     }
@@ -84,8 +98,6 @@ pub struct HttpMetrics {
     pub requests: CountersBy<Route, StatusFamily>,
     /// Seconds to the answer's head.
     pub durations: Vec<Histogram>,
-    /// Answers that said what is wrong.
-    pub errors: Counters<ProblemCode>,
 }
 
 impl HttpMetrics {
@@ -103,7 +115,6 @@ impl HttpMetrics {
                 "From a request to the head of its answer",
                 "route",
             )?,
-            errors: register.counters("errors_total", "Errors by their code", "code")?,
         })
     }
 }
@@ -112,8 +123,7 @@ pub(super) async fn metrics(Extract(server): State) -> Result<Response, Problem>
     let mut text = Vec::new();
     let encoder = TextEncoder::new();
     encoder.encode(&server.shown.registry.gather(), &mut text).map_err(|error| {
-        tracing::error!(error = %error, "the metrics could not be written");
-        Problem::new(ProblemCode::Internal, "the metrics could not be written")
+        Problem::new(ProblemCode::Internal, "the metrics could not be written").because(&error)
     })?;
     Ok(([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response())
 }

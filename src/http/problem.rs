@@ -6,6 +6,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use crate::errors::Coded;
+use crate::store::StoreError;
+use crate::telemetry::logs::with_causes;
+
 pub(super) use crate::errors::ErrorCode as ProblemCode;
 
 /// An answer that says what is wrong. The request's id is added on the way out.
@@ -13,12 +17,35 @@ pub(super) use crate::errors::ErrorCode as ProblemCode;
 pub(super) struct Problem {
     code: ProblemCode,
     message: String,
+    /// For the log alone.
+    cause: Option<String>,
 }
 
 impl Problem {
     /// `message` is read by whoever made the request: it holds nothing of ours.
     pub(super) fn new(code: ProblemCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), cause: None }
+    }
+
+    /// An error whose own words are for whoever made the request. What caused it goes to the log.
+    pub(super) fn of<E: Coded + std::error::Error>(error: &E) -> Self {
+        let cause = error.source().map(with_causes);
+        Self { code: error.code(), message: error.to_string(), cause }
+    }
+
+    /// The store did not do what it was asked.
+    pub(super) fn of_store(error: &StoreError) -> Self {
+        let message = if error.is_transient() {
+            "the store does not answer; try again"
+        } else {
+            "the store refuses; the log says why"
+        };
+        Self::new(error.code(), message).because(error)
+    }
+
+    /// With what it comes from, for the log.
+    pub(super) fn because(self, cause: &(dyn std::error::Error + 'static)) -> Self {
+        Self { cause: Some(with_causes(cause)), ..self }
     }
 
     /// The status of its code.
@@ -41,6 +68,11 @@ impl Problem {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+
+    /// What it comes from.
+    pub(super) fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
     }
 
     /// Its code.

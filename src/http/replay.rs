@@ -2,20 +2,30 @@
 
 use std::io;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State as Extract;
+use axum::{Extension, Json};
 use futures_util::TryStreamExt as _;
+use serde_json::json;
 use tokio_util::io::StreamReader;
 
 use super::State;
 use super::problem::{Problem, ProblemCode};
+use crate::audit::Details;
 use crate::envelope::receipt::Outcomes;
 
-pub(super) async fn replay(Extract(server): State, body: Body) -> Result<Json<Outcomes>, Problem> {
+/// The answer, and what the audit keeps of it.
+type Replayed = (Extension<Details>, Json<Outcomes>);
+
+pub(super) async fn replay(Extract(server): State, body: Body) -> Result<Replayed, Problem> {
     let lines = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
     match server.shown.replay.replay(lines).await {
-        Ok(Some(outcomes)) => Ok(Json(outcomes)),
+        Ok(Some(outcomes)) => {
+            let counts = json!(outcomes);
+            let details = counts.as_object().into_iter().flatten();
+            let details = details.fold(Details::new(), |all, (name, count)| all.shown(name, count.clone()));
+            Ok((Extension(details), Json(outcomes)))
+        }
         Ok(None) => {
             Err(Problem::new(ProblemCode::ShuttingDown, "the service is shutting down; replay again"))
         }

@@ -19,7 +19,7 @@ const LONGEST_ID: usize = 128;
 
 /// The id of a request.
 #[derive(Debug, Clone)]
-pub(super) struct RequestId(String);
+pub(super) struct RequestId(pub(super) String);
 
 /// Gives the request its id: the caller's, if it is 1–128 visible ASCII characters, else a new one.
 pub(super) async fn identify(mut request: Request) -> Request {
@@ -40,9 +40,13 @@ pub(super) async fn observe(Extract(server): Extract<Arc<Server>>, request: Requ
     let mut response = next.run(request).await;
     let metrics = &server.shown.metrics;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        metrics.errors.of(problem.code()).inc();
-        let code = problem.code().as_str();
-        tracing::debug!(request_id = id, error_code = code, route = route.as_str(), "refused a request");
+        let (error_code, route) = (problem.code(), route.as_str());
+        // Counted by what is logged.
+        if let Some(error) = problem.cause() {
+            tracing::warn!(request_id = id, %error_code, error, route, "a request could not be answered");
+        } else {
+            tracing::debug!(request_id = id, %error_code, route, "refused a request");
+        }
         // What was put on it on the way out stays.
         let head = std::mem::take(response.headers_mut());
         response = problem.into_response_for(&id);

@@ -125,8 +125,7 @@ pub(super) async fn stream(
         return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
     };
     let (tail, identity, next) = begin(&server, last_id).await.map_err(|error| {
-        tracing::warn!(error = %error, "the stream cannot be followed");
-        Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now")
+        Problem::new(ProblemCode::BusUnavailable, "the stream cannot be read now").because(&error)
     })?;
     let (pieces, queue) = mpsc::channel(QUEUE);
     let cut = Arc::new(OnceLock::new());

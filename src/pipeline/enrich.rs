@@ -18,6 +18,7 @@ use crate::envelope::{
     DeadLetter, DeadLetterReason, Draft, Enrichment, EnvelopeV1, Event, EventType, MessageId, Origin, Slip,
     SubjectTemplate, UnmatchedReason,
 };
+use crate::errors::ErrorCode;
 use crate::users::{Kind, Meeting, Met, Seen, Users, Visit};
 
 /// An event whose bytes are final. Only enrichment makes one, and only such can be published.
@@ -225,6 +226,7 @@ impl Enrich {
     }
 
     fn dead_letter(&self, draft: &Draft, letter: &DeadLetter<'_>, largest: usize) -> Enriched {
+        tracing::debug!(event_id = %draft.id, error_code = %letter.reason.code(), "the event is a dead letter");
         Enriched {
             origin: draft.origin,
             taken_in: draft.taken_in,
@@ -257,7 +259,7 @@ fn of_user(draft: &Draft) -> Option<(&Event, &User, Kind)> {
     let kind = match event.kind {
         EventType::ChatMessage => Kind::Message,
         EventType::ChatNotice => Kind::Notice,
-        EventType::ChatModeration | EventType::SourceGap => return None,
+        EventType::ChatModeration | EventType::SourceGap | EventType::UserForgotten => return None,
     };
     Some((event, event.user.as_ref()?, kind))
 }
@@ -310,7 +312,9 @@ pub(super) fn dead_letter_message(
     let room = largest.saturating_sub(message.headers_size());
     match letter.to_json(room) {
         Ok(payload) => message.payload = payload,
-        Err(error) => tracing::error!(%event, error = %error, "a dead letter could not be written"),
+        Err(error) => {
+            tracing::error!(error_code = %ErrorCode::Undeliverable, %event, error = %error, "a dead letter could not be written");
+        }
     }
     message
 }

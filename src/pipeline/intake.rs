@@ -13,8 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::metrics::{PipelineMetrics, RefusedReason};
 use crate::clock::Clock;
 use crate::envelope::{Draft, MessageId, Origin, Outcome};
+use crate::errors::ErrorCode;
 use crate::recent::Recent;
 use crate::settings::{self, Problems};
+use crate::users::{Bar, Barred};
 
 /// Most events of one batch: what one read of a socket brings, and no more than this. Batches that wait together leave
 /// together, up to twice as many.
@@ -92,6 +94,8 @@ pub struct Offered {
     pub duplicates: u64,
     /// Lost.
     pub refused: u64,
+    /// Of users who are ignored or forgotten.
+    pub barred: u64,
 }
 
 /// The outside of the door. Each source holds one; the door closes when the last is dropped.
@@ -117,6 +121,8 @@ struct Shared {
     /// Somebody waited in vain, and there was never enough room since.
     is_overrun: AtomicBool,
     known: Mutex<Recent<()>>,
+    /// Who is not let in.
+    barred: Barred,
     metrics: Arc<PipelineMetrics>,
     clock: Clock,
 }
@@ -174,8 +180,13 @@ impl Drop for Undecided<'_> {
     }
 }
 
-/// Makes the door.
-pub fn open_door(config: IntakeConfig, metrics: Arc<PipelineMetrics>, clock: Clock) -> (Intake, Door) {
+/// Makes the door, which `barred` do not pass.
+pub fn open_door(
+    config: IntakeConfig,
+    barred: Barred,
+    metrics: Arc<PipelineMetrics>,
+    clock: Clock,
+) -> (Intake, Door) {
     // Every batch holds room for at least one event, so the queue is never fuller than this.
     let (sender, receiver) = mpsc::channel(config.max_events);
     let shared = Shared {
@@ -184,6 +195,7 @@ pub fn open_door(config: IntakeConfig, metrics: Arc<PipelineMetrics>, clock: Clo
         is_overrun: AtomicBool::new(false),
         known: Mutex::new(Recent::new(config.dedup_window, config.dedup_max_ids)),
         config,
+        barred,
         metrics,
         clock,
     };
@@ -227,6 +239,7 @@ impl Intake {
             total.admitted += offered.admitted;
             total.duplicates += offered.duplicates;
             total.refused += offered.refused;
+            total.barred += offered.barred;
             rest = behind;
         }
         total
@@ -242,14 +255,24 @@ impl Intake {
         let received = drafts.len() as u64;
         metrics.received.of(origin).inc_by(received);
         let mut undecided = Undecided { events: received, origin, metrics };
+        self.shared.barred.asked().await;
+        let heard = self.shared.barred.changes();
+        let mut barred = self.drop_barred(origin, &mut drafts);
+        undecided.events -= barred;
+        if drafts.is_empty() {
+            return Offered { barred, ..Offered::default() };
+        }
         let room = self.room_for(drafts.len(), patience).await;
         // Nothing is waited for from here on: every event is decided upon at once.
         undecided.events = 0;
-        let fitting = room.as_ref().map_or(0, |room| room.permit.num_permits());
+        if self.shared.barred.changes() != heard {
+            barred += self.drop_barred(origin, &mut drafts);
+        }
+        let fitting = room.as_ref().map_or(0, |room| room.permit.num_permits()).min(drafts.len());
+        let refused = (drafts.len() - fitting) as u64;
         for draft in drafts.drain(fitting..) {
             settle(draft, Outcome::Refused);
         }
-        let refused = received - drafts.len() as u64;
         metrics.refused.of(origin, RefusedReason::DoorFull).inc_by(refused);
         let before = drafts.len() as u64;
         self.drop_known(&mut drafts);
@@ -257,20 +280,20 @@ impl Intake {
         let duplicates = before - admitted;
         metrics.duplicate.of(origin).inc_by(duplicates);
         let Some(room) = room.filter(|_| admitted > 0) else {
-            return Offered { admitted, duplicates, refused };
+            return Offered { admitted, duplicates, refused, barred };
         };
         metrics.pending.add(i64::try_from(admitted).unwrap_or(i64::MAX));
         // Every batch holds at least one place, and the queue has as many: only a closed one does not take it.
         match self.queue.try_send(room.for_batch(drafts)) {
             Ok(()) => {
                 metrics.admitted.of(origin).inc_by(admitted);
-                Offered { admitted, duplicates, refused }
+                Offered { admitted, duplicates, refused, barred }
             }
             Err(error) => {
                 error.into_inner().drafts.into_iter().for_each(|draft| settle(draft, Outcome::Refused));
                 metrics.pending.sub(i64::try_from(admitted).unwrap_or(i64::MAX));
                 metrics.refused.of(origin, RefusedReason::Closed).inc_by(admitted);
-                Offered { admitted: 0, duplicates, refused: refused + admitted }
+                Offered { admitted: 0, duplicates, refused: refused + admitted, barred }
             }
         }
     }
@@ -297,10 +320,33 @@ impl Intake {
                 return permit.ok().map(without_patience);
             }
             is_overrun.store(true, Ordering::Relaxed);
-            tracing::error!("the door is full: events are refused and lost until the bus takes them again");
+            tracing::error!(error_code = %ErrorCode::DoorFull, "the door is full: events are refused and lost until the bus takes them again");
         }
         let left = u32::try_from(room.available_permits()).unwrap_or(u32::MAX).min(permits);
         Arc::clone(room).try_acquire_many_owned(left).ok().map(without_patience)
+    }
+
+    /// Drops and counts events of those who are not let in. They need no room, and their ids stay unknown: what is said
+    /// again when their user is let in again is new.
+    fn drop_barred(&self, origin: Origin, drafts: &mut Vec<Draft>) -> u64 {
+        let barred = self.shared.barred.now();
+        if barred.is_nobody() {
+            return 0;
+        }
+        let before = drafts.len();
+        drafts.retain_mut(|draft| {
+            let Some(bar) = draft.user_key().and_then(|key| barred.bar_of(key)) else { return true };
+            let reason = match bar {
+                Bar::Ignored => RefusedReason::Ignored,
+                Bar::Forgotten => RefusedReason::Forgotten,
+            };
+            self.shared.metrics.refused.of(origin, reason).inc();
+            if let Some(slip) = draft.slip.take() {
+                slip.settle(Outcome::Barred);
+            }
+            false
+        });
+        (before - drafts.len()) as u64
     }
 
     /// Drops what is known, and makes the rest known: an id enters the window as its event passes the door.
@@ -335,7 +381,7 @@ mod tests {
         let metrics = Arc::new(PipelineMetrics::new(&Registry::new()).unwrap());
         let config =
             IntakeConfig { max_events, wait, dedup_window: Duration::from_mins(10), dedup_max_ids: 1_000 };
-        let (intake, door) = open_door(config, Arc::clone(&metrics), Clock::system());
+        let (intake, door) = open_door(config, Barred::nobody(), Arc::clone(&metrics), Clock::system());
         (intake, door, metrics)
     }
 
@@ -358,7 +404,7 @@ mod tests {
         let first = intake.offer(Origin::Twitch, drafts(0..10), Patience::Bounded).await;
         let second = other.offer(Origin::Twitch, drafts(5..15), Patience::Bounded).await;
         assert_eq!(first, Offered { admitted: 10, ..Offered::default() });
-        assert_eq!(second, Offered { admitted: 5, duplicates: 5, refused: 0 });
+        assert_eq!(second, Offered { admitted: 5, duplicates: 5, ..Offered::default() });
         drop((intake, other));
         let mut seen = Vec::new();
         while let Some(batch) = door.next().await {

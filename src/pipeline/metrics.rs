@@ -15,6 +15,10 @@ label! {
         DoorFull => "door_full",
         /// The service was shutting down.
         Closed => "closed",
+        /// An operator ignores its user.
+        Ignored => "ignored",
+        /// Its user is not to be known.
+        Forgotten => "forgotten",
     }
 }
 
@@ -62,7 +66,7 @@ impl PipelineMetrics {
             )?,
             refused: register.counters_by(
                 "events_refused_total",
-                "Events not let in; they are lost",
+                "Events not let in: those of ignored and forgotten users by intent, the others are lost",
                 ["source", "reason"],
             )?,
             dedup_evicted_early: register.counter(

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::enrich::Enriched;
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::redb_file::{self, FileError};
 use crate::retry::Backoff;
 use file::{Change, OutboxFile};
@@ -147,6 +148,7 @@ impl Outbox {
         let bounds = config.bounds(folder);
         if bounds.is_in_memory {
             tracing::warn!(
+                error_code = %ErrorCode::OutboxInMemory,
                 max_bytes = bounds.max_bytes,
                 "DATA_DIR lies in memory: what is in the outbox is lost with this machine"
             );
@@ -202,6 +204,7 @@ impl Outbox {
                 } else {
                     self.part.metrics.torn.inc();
                     tracing::error!(
+                        error_code = %ErrorCode::OutboxTorn,
                         row = number,
                         "a row of the outbox is not what was written; its events are lost"
                     );
@@ -414,6 +417,7 @@ impl Outbox {
             self.part.metrics.torn.inc();
             let gone = self.rows.remove(&number).map_or(0, |held| self.let_go(number, &held));
             tracing::error!(
+                error_code = %ErrorCode::OutboxTorn,
                 row = number,
                 events = gone,
                 "a row of the outbox is not what was written; its events are lost"

@@ -27,6 +27,7 @@ use super::window::Window;
 use crate::bus::{Ack, Bus, BusError, BusState, Lane, Numbered, Settled, Silence};
 use crate::clock::Clock;
 use crate::envelope::{MessageId, SubjectTemplate};
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::users::Users;
 
@@ -238,7 +239,7 @@ impl Publish {
                 }
             }
             Happened::Settled(None) => {
-                tracing::error!(events = self.metrics.pending.get(), "the bus is gone");
+                tracing::error!(error_code = %ErrorCode::PartEnded, events = self.metrics.pending.get(), "the bus is gone");
                 self.is_bus_gone = true;
             }
             Happened::BusIsBack => self.mode = Mode::Waiting(Instant::now()),
@@ -248,7 +249,7 @@ impl Publish {
                 if error.is_transient() {
                     tracing::debug!(error = %error, "could not look back; trying again");
                 } else {
-                    tracing::error!(error = %error, "cannot look back; nothing late is sent until that is mended");
+                    tracing::error!(error_code = %ErrorCode::LookBackFailed, error = %error, "cannot look back; nothing late is sent until that is mended");
                 }
                 self.mode = Mode::Waiting(Instant::now() + self.backoff.next_wait());
             }

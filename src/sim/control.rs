@@ -49,6 +49,8 @@ pub enum Command {
     Slow(Target, u64),
     /// Answers every login with this refusal; `None`: looks at logins again.
     RefuseLogin(Option<LoginRefusal>),
+    /// Of those with an account, lets in who shows one of these tokens (without `oauth:`); `None`: whoever shows any.
+    AcceptTokens(Option<Vec<String>>),
     /// Never answers a JOIN to these channels.
     IgnoreJoins(Vec<String>),
     /// Refuses a JOIN to these channels.
@@ -140,6 +142,7 @@ impl Desk {
                 each(hub, who, |peer| peer.slow.store(bytes, Ordering::Relaxed));
             }
             Command::RefuseLogin(why) => hub.policy().refuse_login = why,
+            Command::AcceptTokens(tokens) => hub.policy().accept_tokens = tokens,
             Command::IgnoreJoins(channels) => hub.policy().ignore(channels),
             Command::RefuseJoins(why, channels) => hub.policy().refuse(channels, why),
             Command::AllowJoins(channels) => hub.policy().allow(&channels),

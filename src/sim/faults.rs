@@ -105,6 +105,8 @@ impl FromStr for JoinRefusal {
 pub(super) struct Policy {
     /// Every login gets this; `None`: it is looked at.
     pub(super) refuse_login: Option<LoginRefusal>,
+    /// With an account, one of these is needed; `None`: any.
+    pub(super) accept_tokens: Option<Vec<String>>,
     /// Channels whose JOIN is never answered.
     pub(super) ignore_joins: BTreeSet<String>,
     /// Channels whose JOIN is refused.

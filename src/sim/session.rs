@@ -112,11 +112,14 @@ impl Session {
             return Reply::default();
         }
         let nick = nick.trim().to_ascii_lowercase();
-        let token = self.pass.as_deref().is_some_and(|pass| pass.starts_with("oauth:"));
+        let token = self.pass.as_deref().and_then(|pass| pass.strip_prefix("oauth:"));
         let bad_nick = (!is_login(&nick)).then_some(LoginRefusal::Nick);
-        let no_token = (!is_anonymous(&nick) && !token).then_some(LoginRefusal::Format);
-        let refusal = hub.policy().refuse_login;
-        if let Some(why) = refusal.or(bad_nick).or(no_token) {
+        let policy = hub.policy();
+        let no_token = (!is_anonymous(&nick) && token.is_none()).then_some(LoginRefusal::Format);
+        let is_wrong =
+            |token| policy.accept_tokens.as_ref().is_some_and(|fine| !fine.iter().any(|t| t == token));
+        let bad_token = (!is_anonymous(&nick) && token.is_some_and(is_wrong)).then_some(LoginRefusal::Failed);
+        if let Some(why) = policy.refuse_login.or(bad_nick).or(no_token).or(bad_token) {
             return Reply::refuse(why.text());
         }
         let mut reply = Reply::default();

@@ -5,7 +5,8 @@
 //!     │ ▲ one task each                                └─ text: emotes, badges, roles
 //!     ▼ │
 //!   fleet ── plan: which channel is where, which to ask for next ── pacer
-//!     │  ▲── roster: which are wanted; which rooms answer to them
+//!     │ ╲▲── roster: which are wanted; which rooms answer to them
+//!     │  credentials ── the account: its token, validated and refreshed
 //!     │
 //!   ledger ── since when each channel is heard, what was missed ── note, in `DATA_DIR`
 //!     ▼
@@ -15,6 +16,7 @@
 
 mod backfill;
 mod connection;
+pub mod credentials;
 mod dial;
 mod fleet;
 mod gap;
@@ -37,6 +39,7 @@ mod text;
 mod wire;
 
 pub use backfill::BackfillUrl;
+pub use credentials::Credentials;
 pub use fleet::{SetupError, Surroundings, Twitch};
 pub use metrics::TwitchMetrics;
 pub use normalize::{Normalizer, Reading, SharedChatMode};

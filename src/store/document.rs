@@ -12,12 +12,14 @@ use super::Fields;
 use crate::envelope::draft::Role;
 
 /// Longest note shown, in bytes.
-const LONGEST_NOTES: usize = 4 * 1024;
+pub const LONGEST_NOTES: usize = 4 * 1024;
 /// Longest word on how a user stands, in bytes.
-const LONGEST_STATUS: usize = 1024;
+pub const LONGEST_STATUS: usize = 1024;
 /// All labels together, in bytes; those beyond are not shown. So whatever stands in a document, an envelope grows by
 /// no more than 16 KiB (every letter may take two).
-const LONGEST_TAGS: usize = 2 * 1024;
+pub const LONGEST_TAGS: usize = 2 * 1024;
+/// What each label counts beyond its letters, in bytes.
+pub const TAG_OVERHEAD: usize = 4;
 
 /// When an operator last edited the document, by the operator's word.
 pub const EDITED_AT: &str = "operatorUpdatedAt";
@@ -191,7 +193,7 @@ fn labels(value: &Value) -> Option<Vec<String>> {
     labels.dedup();
     let mut bytes = 0;
     labels.retain(|label| {
-        bytes += label.len() + 4;
+        bytes += label.len() + TAG_OVERHEAD;
         bytes <= LONGEST_TAGS
     });
     Some(labels)

@@ -13,13 +13,17 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::settings::{Environment, Problems};
+use crate::telemetry::tally::ErrorTally;
 
 /// Settings of the log.
 #[derive(Debug, Clone, Args)]
@@ -73,7 +77,8 @@ impl LogArgs {
     }
 }
 
-/// Starts the log of this process. The second call of a process changes nothing.
+/// Starts the log of this process, and the [`ErrorTally`] of what is said in it. The second call of a process changes
+/// nothing.
 pub fn start(config: &LogConfig, clock: Clock) {
     // Libraries at `warn`; `async-nats` not at all: it says at every loss of a connection what we say ourselves.
     let filter = if config.level.contains(['=', ',']) {
@@ -82,9 +87,11 @@ pub fn start(config: &LogConfig, clock: Clock) {
         EnvFilter::new(format!("warn,async_nats=off,inlet={}", config.level))
     };
     let colour = config.format == LogFormat::Text && std::io::stderr().is_terminal();
+    let tally_clock = clock.clone();
     let lines = Lines { format: config.format, colour, clock, project: config.project.clone() };
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(lines);
+    let tally = ErrorTally::new(tally_clock).ok().map(|tally| tally.with_filter(ErrorTally::filter()));
+    let log = tracing_subscriber::registry().with(tally).with(lines.with_filter(filter));
     if log.try_init().is_err() {
         tracing::debug!("the log was started before");
     }
@@ -99,7 +106,7 @@ pub fn say_panics() {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
         if tracing::dispatcher::has_been_set() {
-            tracing::error!(location, backtrace, panic = text, "a panic");
+            tracing::error!(error_code = %ErrorCode::Panic, location, backtrace, panic = text, "a panic");
         } else {
             eprintln!("inlet: a panic at {}: {text}", location.as_deref().unwrap_or("an unknown place"));
         }
@@ -266,10 +273,10 @@ pub struct Said(Option<String>);
 
 impl Said {
     /// Logs the failure if it is news.
-    pub fn failure(&mut self, error: &(dyn std::error::Error + 'static), what: &str) {
+    pub fn failure(&mut self, error_code: ErrorCode, error: &(dyn std::error::Error + 'static), what: &str) {
         let error = with_causes(error);
         if self.0.as_ref() != Some(&error) {
-            tracing::error!(error, "{what}");
+            tracing::error!(%error_code, error, "{what}");
             self.0 = Some(error);
         }
     }

@@ -147,6 +147,11 @@ impl<A: Label, B: Label> CountersBy<A, B> {
         &self.counters[a.index() * B::ALL.len() + b.index()]
     }
 
+    /// The sum over the first label.
+    pub fn sum_by(&self, b: B) -> u64 {
+        A::ALL.iter().map(|a| self.of(*a, b).get()).sum()
+    }
+
     /// The sum over the second label.
     pub fn sum_of(&self, a: A) -> u64 {
         B::ALL.iter().map(|b| self.of(a, *b).get()).sum()

@@ -4,6 +4,7 @@
 use prometheus::IntGauge;
 use tokio::sync::watch;
 
+use crate::errors::ErrorCode;
 use crate::store::StoreError;
 
 /// Open: the store is not asked.
@@ -26,7 +27,7 @@ impl Circuit {
         let opened = self.state.send_if_modified(|is_open| !std::mem::replace(is_open, true));
         if opened {
             self.gauge.set(1);
-            tracing::warn!(error = %error, "the user store fails: events flow on without their users until it answers");
+            tracing::warn!(error_code = %ErrorCode::StoreUnavailable, error = %error, "the user store fails: events flow on without their users until it answers");
         }
     }
 

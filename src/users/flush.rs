@@ -12,6 +12,7 @@ use super::meet::identify;
 use super::table::Flushing;
 use super::{PATIENCE, Shared, Users, gauge};
 use crate::envelope::id::UserRef;
+use crate::errors::ErrorCode;
 use crate::store::document::{shown_time, write_counts, write_history};
 use crate::store::{Document, Fields, Name, StoreError, Version, Write, WriteRefusal};
 
@@ -98,6 +99,7 @@ impl Users {
         let left = shared.table().dirty();
         if left > 0 {
             tracing::warn!(
+                error_code = %ErrorCode::CountsDeferred,
                 users = left,
                 "users were not written in time; they are counted at the next start"
             );
@@ -152,19 +154,23 @@ impl Shared {
     }
 
     async fn flush_group(&self, group: &[Arc<str>]) {
+        let group = &*self.without_forgotten(group);
         let missing = self.table().missing(group.iter(), usize::MAX);
         if !missing.is_empty() {
             self.read(missing, PATIENCE).await;
         }
         let flushing: Vec<_> = {
+            let barred = self.barred.now();
             let mut table = self.table();
-            group.iter().filter_map(|key| table.flush(key)).collect()
+            let known = group.iter().filter(|key| !barred.is_forgotten(key));
+            known.filter_map(|key| table.flush(key)).collect()
         };
         if flushing.is_empty() {
             return;
         }
         let writes = flushing.iter().map(write).collect();
         let written = self.store.write_many(writes, PATIENCE).await;
+        self.erase_forgotten_of(flushing.iter().map(|flushing| &flushing.key));
         let mut table = self.table();
         match written {
             Ok(outcomes) => {
@@ -180,6 +186,22 @@ impl Shared {
             }
         }
         self.show(&mut table);
+    }
+
+    /// Those of a group who may be known. Of the others nothing is kept: the projection may have noted an event while they
+    /// were being forgotten.
+    fn without_forgotten(&self, group: &[Arc<str>]) -> Vec<Arc<str>> {
+        let barred = self.barred.now();
+        let mut table = self.table();
+        let mut kept = group.to_vec();
+        kept.retain(|key| {
+            let is_forgotten = barred.is_forgotten(key);
+            if is_forgotten {
+                table.bar(key);
+            }
+            !is_forgotten
+        });
+        kept
     }
 
     fn settle_flush(
@@ -200,7 +222,7 @@ impl Shared {
             Err(WriteRefusal::Failed(error)) => error,
         };
         if !error.is_transient() {
-            tracing::error!(user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
+            tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
         }
         table.postpone(&flushing.key, self.clock.now());
     }

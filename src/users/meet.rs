@@ -9,6 +9,7 @@ use super::table::{Entered, Met, Opening, Visit};
 use super::{Matched, Shared, Users};
 use crate::envelope::UnmatchedReason;
 use crate::envelope::id::{self, UserRef};
+use crate::errors::ErrorCode;
 use crate::store::document::{write_history, write_profile};
 use crate::store::{Fields, Name, StoreError, Version, Write, WriteRefusal};
 
@@ -113,8 +114,14 @@ impl Shared {
     /// Folds events as far as nothing stands in the way.
     fn enter(&self, visits: &[Visit<'_>], met: &mut Vec<Meeting>) -> Next {
         let is_away = self.circuit.is_open();
+        let barred = self.barred.now();
         let mut table = self.table();
         for visit in &visits[met.len()..] {
+            // Let in the moment before: it is nobody's.
+            if barred.is_forgotten(&visit.key) {
+                met.push(Meeting::Unmatched(UnmatchedReason::NoUser));
+                continue;
+            }
             let meeting = match table.enter(visit, is_away) {
                 Entered::Met(known) => {
                     self.metrics.first_messages.inc_by(u64::from(known.folded.tags.first_alltime));
@@ -165,10 +172,19 @@ impl Shared {
 
     /// Writes first sights and openings through. Whatever is not certain afterwards is read again.
     async fn write_openings(&self, visits: &[Visit<'_>], deadline: Instant) {
-        let openings = self.table().openings(visits.iter(), MOST_AT_ONCE);
+        let mut openings = self.table().openings(visits.iter(), MOST_AT_ONCE);
+        {
+            let barred = self.barred.now();
+            openings.retain(|opening| !barred.is_forgotten(&opening.key));
+        }
+        if openings.is_empty() {
+            return;
+        }
         let writes: Vec<_> = openings.iter().map(write).collect();
         let within = deadline.saturating_duration_since(Instant::now());
-        match self.store.write_many(writes, within).await {
+        let written = self.store.write_many(writes, within).await;
+        self.erase_forgotten_of(openings.iter().map(|opening| &opening.key));
+        match written {
             Ok(outcomes) => {
                 let mut table = self.table();
                 for (opening, outcome) in openings.into_iter().zip(outcomes) {
@@ -200,7 +216,7 @@ impl Shared {
             // Contention, or a part of a request: the store is there. What was written shows when it is read.
             Err(WriteRefusal::Failed(error)) if error.is_transient() => table.forget_base(&opening.key),
             Err(WriteRefusal::Failed(error)) => {
-                tracing::error!(user_ref = %UserRef(&opening.key), error = %error, "the user's document cannot be written");
+                tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(&opening.key), error = %error, "the user's document cannot be written");
                 table.refuse(&opening.key);
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 
 use super::Users;
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::telemetry::logs::Said;
 
@@ -38,7 +39,7 @@ impl Users {
                     tracing::debug!("the listener for operators' edits was interrupted");
                 }
                 Err(error) if !error.is_transient() => {
-                    said.failure(&error, "operators' edits cannot be followed");
+                    said.failure(ErrorCode::StoreRefused, &error, "operators' edits cannot be followed");
                 }
                 Err(error) => tracing::debug!(error = %error, "operators' edits cannot be followed now"),
             }

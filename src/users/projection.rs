@@ -11,6 +11,7 @@ use super::fold::{Kind, Seen};
 use super::{Shared, Users, flush, gauge};
 use crate::bus::{Batch, BusError, BusState, ByUser, Follower, Start, StreamInfo, Wanted};
 use crate::envelope::{EventType, MessageId, id};
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::status::Part;
 use crate::telemetry::logs::Said;
@@ -72,14 +73,20 @@ impl Users {
                     backoff.reset();
                     match shared.pump(&mut follower, &known).await {
                         Some(error) if !error.is_transient() => {
-                            said.failure(&error, "the stream cannot be counted");
+                            said.failure(
+                                ErrorCode::StreamUncountable,
+                                &error,
+                                "the stream cannot be counted",
+                            );
                         }
                         error => tracing::debug!(error = ?error, "the projection is interrupted"),
                     }
                     shared.say(Following::Interrupted);
                 }
                 Ok(None) => {}
-                Err(error) if !error.is_transient() => said.failure(&error, "the stream cannot be counted"),
+                Err(error) if !error.is_transient() => {
+                    said.failure(ErrorCode::StreamUncountable, &error, "the stream cannot be counted");
+                }
                 Err(error) => tracing::debug!(error = %error, "the stream cannot be followed now"),
             }
             tokio::time::sleep(backoff.next_wait()).await;
@@ -103,8 +110,13 @@ impl Shared {
                 }
             },
         };
+        // Nobody is counted who is not to be known.
+        self.barred.known().await;
         let follower = self.bus.follow(Start::Position(start + 1), Wanted::Headers).await?;
         if follower.identity != stream.identity {
+            return Ok(None);
+        }
+        if is_first_ever && !self.restore_forgotten().await? {
             return Ok(None);
         }
         // Said before anything is counted, so that nobody with another subject begins beside us.
@@ -131,7 +143,7 @@ impl Shared {
     fn warn_of_age(&self, stream: &StreamInfo) {
         let least = self.config.flush_max * 2;
         if stream.max_age.is_some_and(|max_age| max_age < least) {
-            tracing::warn!(stream = stream.identity, max_age = ?stream.max_age, ?least, "the stream keeps messages for less than twice ENRICH_FLUSH_MAX: counts may be lost in a crash");
+            tracing::warn!(error_code = %ErrorCode::StreamUnsafe, stream = stream.identity, max_age = ?stream.max_age, ?least, "the stream keeps messages for less than twice ENRICH_FLUSH_MAX: counts may be lost in a crash");
         }
     }
 
@@ -158,10 +170,12 @@ impl Shared {
 
     fn note(&self, batch: &Batch) {
         let now = self.clock.now();
+        let barred = self.barred.now();
         let mut table = self.table();
         for stored in &batch.messages {
             if let Some(id) = stored.id
                 && let Some((key, seen)) = counted(&stored.kind, id, stored.by_user.as_ref())
+                && !barred.is_forgotten(key)
                 && (table.holds(key) || id::user_of_key(key).is_some())
             {
                 table.note(key, seen, stored.position, now);
@@ -174,6 +188,7 @@ impl Shared {
         self.metrics.lag.set(gauge(batch.behind));
         self.show(&mut table);
         drop(table);
+        drop(barred);
         self.changed.notify_one();
     }
 
@@ -186,6 +201,7 @@ impl Shared {
                 let mut table = self.table();
                 table.go_back_to(counted_to);
                 tracing::warn!(
+                    error_code = %ErrorCode::CountsDeferred,
                     counted_to,
                     "too many events are not counted while the store is away; they will be read again"
                 );
@@ -220,7 +236,7 @@ impl Shared {
         );
         let unfit = Following::Unfit(why);
         if *self.following.borrow() != unfit {
-            tracing::error!(error = unfit.why(), "the stream is not counted");
+            tracing::error!(error_code = %ErrorCode::StreamUncountable, error = unfit.why(), "the stream is not counted");
         }
         self.say(unfit);
     }

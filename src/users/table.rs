@@ -220,6 +220,14 @@ impl Table {
         }
     }
 
+    /// The user is not to be known: whatever is held of them is dropped, pending or not, and never written.
+    pub(super) fn bar(&mut self, key: &Arc<str>) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.noted -= entry.noted.len();
+            self.dirty.remove(key);
+        }
+    }
+
     fn rebase(&mut self, key: &Arc<str>, base: Base) {
         let Self { entries, streams, present, dirty, noted, .. } = self;
         let Some(entry) = entries.get_mut(key) else { return };

@@ -103,6 +103,28 @@ async fn a_token_is_wanted_wrong_or_right() {
     assert_eq!(String::from_utf8_lossy(&tail.stdout).lines().count(), 7);
 }
 
+#[tokio::test]
+async fn who_is_refused_while_still_sending_hears_why() {
+    let inlet = Inlet::serve(&[("ADMIN_TOKEN", "open-sesame")]).await;
+    let lines = inlet.data_dir().join("long.irc");
+    std::fs::write(&lines, "a line of no use, but there are many of it\r\n".repeat(200_000)).unwrap();
+    let url = inlet.url("");
+    let wrong = [("INLET_URL", &*url), ("ADMIN_TOKEN", "hunter2")];
+    for _ in 0..5 {
+        let data = inlet.data_dir();
+        let data = [("DATA_DIR", data.to_str().unwrap()), ("LOG_LEVEL", "error")];
+        let output = run(&["replay", lines.to_str().unwrap()], &[&wrong[..], &data].concat());
+        assert!(said(&output).contains("401"), "{}", said(&output));
+    }
+    // Somebody who sends no more and does not end, either.
+    let mut socket = std::net::TcpStream::connect(("127.0.0.1", inlet.port)).unwrap();
+    socket.write_all(b"POST /admin/replay HTTP/1.1\r\nhost: inlet\r\ncontent-length: 9\r\n\r\nPING").unwrap();
+    let mut answer = String::new();
+    socket.set_read_timeout(Some(std::time::Duration::from_mins(1))).unwrap();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+}
+
 #[test]
 fn an_address_that_is_none_is_a_bad_setting() {
     for url in

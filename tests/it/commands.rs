@@ -13,6 +13,7 @@ use inlet::envelope::{Origin, SubjectTemplate};
 use inlet::pipeline::{self, Enrich, IntakeConfig, PipelineMetrics, Publish, PublishConfig, open_door};
 use inlet::source::twitch::{Normalizer, ReplayDoor, SharedChatMode, TwitchMetrics};
 use inlet::tasks::Tasks;
+use inlet::users::Barred;
 use serde_json::Value;
 
 use crate::harness::inlet::{Inlet, command, run};
@@ -94,7 +95,7 @@ async fn replay_at(folder: &Path, clock: &Clock) -> Outcomes {
         dedup_max_ids: 1_000,
     };
     let publish = PublishConfig { max_in_flight: 16, max_attempts: 5, ack_wait: Duration::from_secs(5) };
-    let (intake, door) = open_door(intake, Arc::clone(&metrics), clock.clone());
+    let (intake, door) = open_door(intake, Barred::nobody(), Arc::clone(&metrics), clock.clone());
     let publish = Publish::new(Arc::clone(&bus), publish, subjects.clone(), (None, clock.clone()), metrics);
     let mut tasks = Tasks::new();
     tasks.spawn("pipeline", pipeline::run(door, Enrich::new(subjects, None, clock.clone()), publish));

@@ -10,9 +10,11 @@ use std::time::Instant;
 use inlet::clock::Clock;
 use inlet::envelope::draft::Content;
 use inlet::envelope::{EnvelopeV1, Origin, UnmatchedReason};
+use inlet::errors::ErrorCode;
 use inlet::source::twitch::lines::Lines;
 use inlet::source::twitch::normalize::TakenIn;
 use inlet::source::twitch::{Normalizer, Reading, SharedChatMode, TwitchMetrics};
+use inlet::telemetry::metrics::Label as _;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -23,11 +25,15 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn assert_golden(name: &str, actual: &str) {
-    let path = fixture(name);
+    assert_is_file(&fixture(name), actual);
+}
+
+fn assert_is_file(path: &Path, actual: &str) {
+    let name = path.display();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, actual).unwrap();
+        std::fs::write(path, actual).unwrap();
     }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
     for (line, (actual, expected)) in actual.lines().zip(expected.lines()).enumerate() {
         assert_eq!(actual, expected, "{name}, line {}", line + 1);
     }
@@ -130,6 +136,32 @@ async fn every_series_is_there_from_the_start() {
     assert!(names.contains("process_resident_memory_bytes"));
 }
 
+const ABOUT_ERRORS: &str = "\
+# Errors
+
+Every code under which Inlet says that something went wrong, from one closed list (`src/errors.rs`, of which this page is
+made). A code stands in the log as `errorCode`; in an answer of the operator's HTTP as `error.code`, with the status below;
+in a dead letter as `error.code`; in a record of the audit as its `outcome`.
+
+Each is counted when it is logged, whatever `LOG_LEVEL` shows: `inlet_errors_total{code}` in `/metrics`, and `GET
+/admin/errors` with the time of the last one. What goes on is logged when it begins, so it counts once; how many events it
+concerns is counted by the series of its part.
+
+| code | status | what it means | what to do |
+|---|---|---|---|
+";
+
+#[test]
+fn the_page_on_errors_says_what_the_code_says() {
+    let cell = |text: &str| text.replace('|', "\\|");
+    let rows = ErrorCode::ALL.iter().map(|code| {
+        let status = code.status().map_or_else(String::new, |status| status.to_string());
+        format!("| `{code}` | {status} | {} | {} |\n", cell(code.meaning()), cell(code.help()))
+    });
+    let page = rows.fold(ABOUT_ERRORS.to_owned(), |page, row| page + &row);
+    assert_is_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md"), &page);
+}
+
 #[test]
 fn every_setting_is_in_the_readme_and_in_the_example() {
     let help =
@@ -143,7 +175,15 @@ fn every_setting_is_in_the_readme_and_in_the_example() {
         .map(|rest| rest.split([']', '=']).next().unwrap().trim().to_owned())
         .collect();
     assert!(names.len() > 30, "{names:?}");
-    names.extend(["ADMIN_TOKEN", "STREAM_TOKEN", "TWITCH_BOT_ACCESS_TOKEN"].map(str::to_owned));
+    let secrets = [
+        "ADMIN_TOKEN",
+        "ADMIN_TOKEN_NEXT",
+        "STREAM_TOKEN",
+        "TWITCH_BOT_ACCESS_TOKEN",
+        "TWITCH_BOT_REFRESH_TOKEN",
+        "TWITCH_CLIENT_SECRET",
+    ];
+    names.extend(secrets.map(str::to_owned));
     for (file, text) in
         [("README.md", include_str!("../../README.md")), (".env.example", include_str!("../../.env.example"))]
     {

@@ -8,6 +8,7 @@ pub mod events;
 pub mod firestore;
 pub mod inlet;
 pub mod nats;
+pub mod oauth;
 pub mod people;
 pub mod proxy;
 pub mod readiness;

@@ -8,6 +8,8 @@
     reason = "a test that cannot go on must stop, and reads its own environment"
 )]
 
+mod accounts;
+mod admin;
 mod bad_input;
 mod channels;
 mod check;
@@ -34,3 +36,4 @@ mod stream;
 mod structure;
 mod tls;
 mod twitch;
+mod users;

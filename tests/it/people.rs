@@ -18,9 +18,9 @@ use crate::harness::stream::read;
 pub struct Setting {
     pub nats: Nats,
     pub simulator: Simulator,
-    emulator: Option<Project>,
+    pub emulator: Option<Project>,
     /// Where the service finds the emulator.
-    store_at: String,
+    pub store_at: String,
 }
 
 impl Setting {
@@ -70,7 +70,7 @@ impl Setting {
 }
 
 /// Everything is counted: nothing is left to be written.
-async fn all_counted(inlet: &Inlet) {
+pub async fn all_counted(inlet: &Inlet) {
     eventually("every user is written", || async {
         let metrics = inlet.metrics().await;
         let is_done = metrics.get("inlet_projection_lag_events") == 0
@@ -81,7 +81,7 @@ async fn all_counted(inlet: &Inlet) {
     .await;
 }
 
-async fn ended_well(inlet: &mut Inlet) {
+pub async fn ended_well(inlet: &mut Inlet) {
     let (_, code) = inlet.terminate(Duration::from_secs(9)).await;
     assert_eq!(code, Some(0), "{}", inlet.log());
     // Shown where the test fails later on.

@@ -16,13 +16,17 @@ use nkeys::KeyPair;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::net::TcpListener;
 
+use crate::harness::firestore::{Project, host};
 use crate::harness::inlet::{Inlet, run};
 use crate::harness::nats::Nats;
+use crate::harness::oauth::{CLIENT_ID, CLIENT_SECRET, Mood, OAuth};
 use crate::harness::stream::read;
 use crate::harness::{eventually, free_port};
 
 const BOT_TOKEN: &str = "bot9token0of1twitch";
+const REFRESH_TOKEN: &str = "refr3sh0token0of1twitch";
 const ADMIN_TOKEN: &str = "admin-T0ken/of+the=operator";
+const ADMIN_TOKEN_NEXT: &str = "n3xt-admin/T0ken+of=next-year";
 const STREAM_TOKEN: &str = "str3am-T0ken/of+an=overlay";
 const WRONG_TOKEN: &str = "wrong-t0ken/of-somebody";
 const NATS_PASSWORD: &str = "n@ts/p4ss:word";
@@ -58,7 +62,10 @@ fn forms(user: &str, secret: &str) -> Vec<String> {
 fn all_forms() -> Vec<String> {
     let secrets = [
         ("bot", BOT_TOKEN),
+        ("", REFRESH_TOKEN),
+        (CLIENT_ID, CLIENT_SECRET),
         ("", ADMIN_TOKEN),
+        ("", ADMIN_TOKEN_NEXT),
         ("", STREAM_TOKEN),
         ("", WRONG_TOKEN),
         ("inlet", NATS_PASSWORD),
@@ -160,6 +167,8 @@ async fn ask_everything(inlet: &Inlet) -> String {
         "/metrics",
         "/_debug/config",
         "/_debug/twitch",
+        "/admin/audit",
+        "/admin/errors",
         "/nothing",
         "/v1/nothing",
     ];
@@ -167,6 +176,7 @@ async fn ask_everything(inlet: &Inlet) -> String {
     for path in paths {
         let request = |token: &str| client.get(inlet.url(path)).header("authorization", token);
         requests.push(request(&format!("Bearer {ADMIN_TOKEN}")));
+        requests.push(request(&format!("Bearer {ADMIN_TOKEN_NEXT}")));
         requests.push(request(&format!("Bearer {WRONG_TOKEN}")));
         requests.push(request(WRONG_TOKEN));
         requests.push(client.post(inlet.url(path)).body(CHAT).header("x-forwarded-for", FORWARDED_FOR));
@@ -231,6 +241,8 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
     .await;
     let simulator = simulator().await;
     let (history, _history) = babbling_history().await;
+    // It knows none of the tokens: it refuses the one, and then the other.
+    let oauth = OAuth::start().await;
     let nats_url = format!("nats://inlet:{}@127.0.0.1:{}", encoded(NATS_PASSWORD), nats.port);
     for format in ["json", "text"] {
         let mut settings = vec![
@@ -238,10 +250,15 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
             ("TWITCH_IRC_URL", format!("irc://{}", simulator.local_addr())),
             ("TWITCH_BOT_USERNAME", "bot".to_owned()),
             ("TWITCH_BOT_ACCESS_TOKEN", format!("oauth:{BOT_TOKEN}")),
+            ("TWITCH_BOT_REFRESH_TOKEN", REFRESH_TOKEN.to_owned()),
+            ("TWITCH_CLIENT_ID", CLIENT_ID.to_owned()),
+            ("TWITCH_CLIENT_SECRET", CLIENT_SECRET.to_owned()),
+            ("TWITCH_OAUTH_URL", oauth.url()),
             ("TWITCH_BACKFILL_URL", history.clone()),
             ("IRC_RECONNECT_INITIAL_MS", "10".to_owned()),
             ("NATS_URL", nats_url.clone()),
             ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+            ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
             ("STREAM_TOKEN", STREAM_TOKEN.to_owned()),
             ("STREAM_ORIGINS", "null".to_owned()),
             ("GOOGLE_CLOUD_PROJECT", "some-project".to_owned()),
@@ -258,6 +275,7 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
         for expected in [
             "NATS is away",
             "Twitch refuses the login",
+            "Twitch no longer takes the bot's token",
             "a gap could not be healed",
             "user store fails",
             "async_nats",
@@ -273,6 +291,51 @@ async fn nothing_secret_and_nothing_said_in_chat_leaves_a_run_of_faults() {
     }
     // What must not be in the log is where it belongs.
     assert!(read(&nats.url(), "INLET").await.iter().any(|message| message.body.to_string().contains(CHAT)));
+}
+
+/// The token document read, refreshed and stored, a service that says a token where none belongs, and a login: with every
+/// library at its loudest.
+#[tokio::test]
+async fn a_token_that_is_kept_in_the_store_is_said_nowhere() {
+    let (simulator, oauth, project) = (simulator().await, OAuth::start().await, Project::new());
+    oauth.set_lifetime(Duration::from_secs(6));
+    project.write("oauth", "twitch:bot", oauth.issue().fields(6)).await;
+    let mut settings = vec![
+        ("TWITCH_CHANNELS", "alpha".to_owned()),
+        ("TWITCH_IRC_URL", format!("irc://{}", simulator.local_addr())),
+        ("TWITCH_CLIENT_ID", CLIENT_ID.to_owned()),
+        ("TWITCH_CLIENT_SECRET", CLIENT_SECRET.to_owned()),
+        ("TWITCH_OAUTH_URL", oauth.url()),
+        ("IRC_RECONNECT_INITIAL_MS", "10".to_owned()),
+        ("GOOGLE_CLOUD_PROJECT", project.id.clone()),
+        ("FIRESTORE_EMULATOR_HOST", host()),
+        (LOUD.0, LOUD.1.to_owned()),
+    ];
+    settings.extend(proxies());
+    let mut inlet = Inlet::serve(&borrowed(&settings)).await;
+    eventually("refreshed", || async { inlet.log().contains("the token was refreshed").then_some(()) }).await;
+    oauth.set(Mood::Babbles);
+    simulator.control(Command::RefuseLogin(Some(LoginRefusal::Failed))).await;
+    simulator.control(Command::Drop(Target::All)).await;
+    let is_degraded = || async {
+        (inlet.json("/_debug/twitch").await.1["token"]["lastError"]["code"] == "oauth_unavailable")
+            .then_some(())
+    };
+    eventually("the outage shows", is_degraded).await;
+    oauth.set(Mood::Well);
+    let login = settings.clone();
+    let login = tokio::task::spawn_blocking(move || run(&["login"], &borrowed(&login))).await.unwrap();
+    assert_eq!(login.status.code(), Some(0), "{}", said(&login));
+    let mut pages = String::new();
+    for path in ["/healthz", "/metrics", "/_debug/config", "/_debug/twitch"] {
+        pages += &inlet.get(path).await.unwrap().text().await.unwrap();
+    }
+    assert_eq!(inlet.terminate(Duration::from_secs(15)).await.1, Some(0));
+    let forbidden: Vec<_> = oauth.secrets().iter().flat_map(|secret| forms(CLIENT_ID, secret)).collect();
+    assert!(forbidden.len() > 20 && inlet.log().contains("h2"), "the libraries are heard");
+    assert_says_none(&forbidden, &inlet.log(), "the log");
+    assert_says_none(&forbidden, &pages, "a page");
+    assert_says_none(&forbidden, &said(&login), "inlet login");
 }
 
 async fn run_through_faults(inlet: &Inlet, simulator: &Simulator, nats: &mut Nats) -> String {
@@ -374,8 +437,19 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
             ("TWITCH_BOT_ACCESS_TOKEN_FILE", file.to_owned()),
             ("TWITCH_BOT_USERNAME", "b".to_owned()),
         ],
+        vec![("TWITCH_BOT_REFRESH_TOKEN", BOT_TOKEN.to_owned())],
+        vec![("TWITCH_CLIENT_SECRET", BOT_TOKEN.to_owned())],
+        vec![("TWITCH_OAUTH_URL", with_password("https://", "host"))],
+        vec![("TWITCH_OAUTH_URL", format!("https://host/?token={BOT_TOKEN}"))],
+        vec![token(), ("TWITCH_BOT_USERNAME", "b".to_owned()), ("TWITCH_TOKEN_DOC", "odd".to_owned())],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("ADMIN_TOKEN_FILE", file.to_owned())],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("PORT", "many".to_owned())],
+        vec![("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned())],
+        vec![
+            ("ADMIN_TOKEN", "another-token-of-ours".to_owned()),
+            ("ADMIN_TOKEN_NEXT", BOT_TOKEN.to_owned()),
+            ("ADMIN_TOKEN_NEXT_FILE", file.to_owned()),
+        ],
         vec![("ADMIN_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_TOKEN", BOT_TOKEN.to_owned())],
         vec![("STREAM_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_TOKEN_FILE", file.to_owned())],
         vec![("STREAM_TOKEN", BOT_TOKEN.to_owned()), ("STREAM_ORIGINS", with_password("https://", "host"))],
@@ -393,7 +467,7 @@ fn settings_that_are_refused_are_not_repeated_where_they_may_hold_a_secret() {
         assert_says_none(&forbidden, &said(&output), command);
     }
     // A secret has no flag, and who gives it one all the same is not told what it was.
-    for flag in ["--admin-token", "--stream-token", "--twitch-bot-access-token"] {
+    for flag in ["--admin-token", "--admin-token-next", "--stream-token", "--twitch-bot-access-token"] {
         for arguments in [
             vec!["serve".to_owned(), format!("{flag}={BOT_TOKEN}")],
             vec!["serve".to_owned(), flag.to_owned(), BOT_TOKEN.to_owned()],
@@ -419,6 +493,7 @@ async fn commands_say_no_secret_whether_they_work_or_fail() {
     let mut settings = vec![
         ("INLET_URL", service),
         ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+        ("ADMIN_TOKEN_NEXT", ADMIN_TOKEN_NEXT.to_owned()),
         ("TWITCH_BOT_USERNAME", "bot".to_owned()),
         ("TWITCH_BOT_ACCESS_TOKEN", BOT_TOKEN.to_owned()),
         ("TWITCH_BACKFILL_URL", format!("https://history:{}@{}", encoded(HISTORY_PASSWORD), nowhere())),

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use inlet::errors::ErrorCode;
+use inlet::telemetry::metrics::Label as _;
+
 const LEAVES: [&str; 12] = [
     "clock",
     "data_dir",
@@ -48,7 +51,7 @@ const WALLS: [(&str, &[&str]); 11] = [
     ("axum", &["http"]),
     ("hyper", &["http/connections"]),
     ("hyper_util", &["http/connections"]),
-    ("reqwest", &["cli", "source/twitch/backfill", "source/twitch/helix"]),
+    ("reqwest", &["cli", "source/twitch/backfill", "source/twitch/credentials", "source/twitch/helix"]),
     ("rcgen", &["sim/"]),
     ("jsonwebtoken", &[]),
 ];
@@ -132,6 +135,52 @@ fn third_parties_stay_behind_their_walls() {
                 "src/{name}.rs names {party}"
             );
         }
+    }
+}
+
+/// What stands between the parentheses that open before `text`.
+fn arguments(text: &str) -> &str {
+    let (mut depth, mut in_text, mut is_escaped) = (1, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if in_text => is_escaped = true,
+            '"' => in_text = !in_text,
+            '(' if !in_text => depth += 1,
+            ')' if !in_text => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[..at];
+        }
+    }
+    text
+}
+
+#[test]
+fn whatever_goes_wrong_is_logged_with_its_code_and_every_code_is_used() {
+    // The simulator is a tool beside the service, and imports nothing of it.
+    let is_service = |name: &str| !name.starts_with("sim") && name != "cli/simulate" && name != "errors";
+    let (mut logged, mut everything) = (0, String::new());
+    for (name, text) in sources().into_iter().filter(|(name, _)| is_service(name)) {
+        let text = without_tests(&text);
+        for call in ["warn!(", "error!("] {
+            for (at, _) in text.match_indices(call) {
+                let said = arguments(&text[at + call.len()..]);
+                assert!(said.contains("error_code"), "src/{name}.rs logs without error_code: {said}");
+                logged += 1;
+            }
+        }
+        everything += text;
+    }
+    assert!(logged > 30, "{logged}");
+    for code in ErrorCode::ALL {
+        let is_used = ["ErrorCode", "ProblemCode"].iter().any(|code_of| {
+            let name = format!("{code_of}::{code:?}");
+            let mut found = everything.match_indices(&name);
+            found.any(|(at, _)| !everything[at + name.len()..].starts_with(|c: char| c.is_alphanumeric()))
+        });
+        assert!(is_used, "nobody uses {code:?}");
     }
 }
 

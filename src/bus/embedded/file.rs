@@ -14,6 +14,7 @@ use super::row::{self, RowWriter};
 use crate::bus::{Ack, Batch, Message, Start, Wanted};
 use crate::clock::Clock;
 use crate::envelope::MessageId;
+use crate::errors::ErrorCode;
 use crate::recent::Recent;
 use crate::redb_file::{FileError, NUMBERS, RedbFile};
 
@@ -139,7 +140,7 @@ impl StreamFile {
                 bytes += row.len();
                 let Some(stored) = row::messages(row, first, content) else {
                     // The rest of the stream is worth more than a halt.
-                    tracing::error!(position = first, "a damaged row of the embedded stream was passed over");
+                    tracing::error!(error_code = %ErrorCode::StreamDamaged, position = first, "a damaged row of the embedded stream was passed over");
                     continue;
                 };
                 next = next.max(first + stored.len() as u64);

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Desired;
 use crate::bus::BusError;
 use crate::envelope::subject::covers;
+use crate::errors;
 use crate::telemetry::logs::with_causes;
 
 /// Marks a stream as ours, so that it may be created again if it is deleted.
@@ -29,6 +30,7 @@ pub(super) struct Attached {
     pub(super) keeps_by_limits: bool,
     pub(super) duplicate_window: Duration,
     pub(super) max_age: Option<Duration>,
+    pub(super) max_bytes: Option<u64>,
     /// The stream's own limit, if it has one.
     pub(super) largest_message: Option<usize>,
     pub(super) owner: Owner,
@@ -69,6 +71,7 @@ pub(super) async fn ensure(context: &Context, desired: &Desired, owner: Owner) -
         // Said once each: a stream that vanished is a thing to know of.
         if owner == Owner::Inlet {
             tracing::error!(
+                error_code = %errors::ErrorCode::StreamRecreated,
                 stream = name,
                 "the stream was gone and has been created again; what it held is lost"
             );
@@ -168,7 +171,7 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
     }
     let keeps_by_limits = config.retention == RetentionPolicy::Limits;
     if !keeps_by_limits {
-        tracing::warn!(stream = name, "the stream's retention is not limits: counts may be lost in a crash");
+        tracing::warn!(error_code = %errors::ErrorCode::StreamUnsafe, stream = name, "the stream's retention is not limits: counts may be lost in a crash");
     }
     Ok(Attached {
         name: name.clone(),
@@ -176,6 +179,7 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
         keeps_by_limits,
         duplicate_window: config.duplicate_window,
         max_age: Some(config.max_age).filter(|age| !age.is_zero()),
+        max_bytes: u64::try_from(config.max_bytes).ok().filter(|most| *most > 0),
         largest_message: usize::try_from(config.max_message_size).ok().filter(|most| *most > 0),
         owner: if config.description.as_deref() == Some(DESCRIPTION) { Owner::Inlet } else { Owner::Other },
     })

@@ -205,6 +205,7 @@ impl Session {
             identity: attached.identity,
             duplicate_window: attached.duplicate_window,
             max_age: attached.max_age,
+            max_bytes: attached.max_bytes,
             largest_message: largest_message.min(attached.largest_message.unwrap_or(usize::MAX)),
         };
         Self {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Bounds;
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::status::Part;
 use crate::telemetry::metrics::Register;
 
@@ -105,12 +106,13 @@ impl OutboxPart {
             | (None, None) => {}
             (_, Some(Trouble::Full)) => {
                 tracing::error!(
+                    error_code = %ErrorCode::OutboxFull,
                     max_bytes = self.bounds.max_bytes,
                     "the outbox is full: nothing more is taken off the door"
                 );
             }
             (_, Some(Trouble::Unwritable(why))) => {
-                tracing::error!(error = why, "the outbox cannot be written: events stay in memory");
+                tracing::error!(error_code = %ErrorCode::OutboxUnwritable, error = why, "the outbox cannot be written: events stay in memory");
             }
             (Some(_), None) => tracing::info!("the outbox takes events again"),
         }

@@ -11,6 +11,7 @@ use super::OutboxError;
 use super::file::{Change, OutboxFile, SetAside};
 use super::row::{Moment, Row};
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::redb_file::FileError;
 
 /// A row by its number, what it takes, and what it holds; `None` if it is not what was written.
@@ -45,6 +46,7 @@ pub(super) fn moment(clock: &Clock) -> Moment {
 pub(super) fn say_set_aside(aside: &SetAside, torn: &IntCounter) {
     torn.inc();
     tracing::error!(
+        error_code = %ErrorCode::OutboxTorn,
         file = %aside.path.display(),
         rescued_rows = aside.rescued,
         "the outbox was torn or none of ours; it was set aside, and what could be read of it was taken over"

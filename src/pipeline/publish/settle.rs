@@ -9,6 +9,7 @@ use super::{Publish, largest_message};
 use crate::bus::{Ack, Message, Numbered, Refusal, TransientCause};
 use crate::envelope::deadletter::Original;
 use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome};
+use crate::errors::ErrorCode;
 use crate::pipeline::enrich::dead_letter_message;
 use crate::pipeline::look_back::LookBack;
 
@@ -129,7 +130,8 @@ impl Publish {
             return;
         };
         let original = &slot.event.message;
-        tracing::error!(event_id = %original.id.event, error = %refusal, reason = %reason, "the event becomes a dead letter");
+        let error_code = reason.code();
+        tracing::error!(%error_code, event_id = %original.id.event, error = %refusal, "the event becomes a dead letter");
         let letter = DeadLetter {
             reason,
             message: &refusal.to_string(),
@@ -174,7 +176,7 @@ impl Publish {
             users.dead_lettered(key, id.event);
         }
         self.window.mark_done(number);
-        tracing::error!(event_id = %id.event, error = %refusal, "the bus does not take the dead letter; the event is lost");
+        tracing::error!(error_code = %ErrorCode::Undeliverable, event_id = %id.event, error = %refusal, "the bus does not take the dead letter; the event is lost");
         self.metrics.dead_lettered.of(origin, DeadLetterReason::Undeliverable).inc();
         self.metrics.pending.dec();
         self.left_outbox(row);

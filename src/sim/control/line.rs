@@ -14,6 +14,7 @@ silent [N|all] / speak [N|all]    nothing comes out of it, PINGs unanswered / an
 half-open [N|all]                 neither read nor written any more, not closed
 slow BYTES [N|all]                write so many bytes a second; 0 ends it; all: those to come too
 refuse-login [failed|format|nick|unsuccessful|off]
+accept-tokens TOKEN...|off        of those with an account, only who shows one of these
 ignore-join NAME...               never answer
 refuse-join banned|suspended NAME...
 allow-join [NAME...]              answer again; none named: all
@@ -83,6 +84,10 @@ fn service(command: &str, words: &[&str]) -> Option<Command> {
         ("refuse-login", []) => Command::RefuseLogin(Some("failed".parse().ok()?)),
         ("refuse-login", ["off"]) => Command::RefuseLogin(None),
         ("refuse-login", [why]) => Command::RefuseLogin(Some(why.parse().ok()?)),
+        ("accept-tokens", ["off"]) => Command::AcceptTokens(None),
+        ("accept-tokens", tokens @ [_, ..]) => {
+            Command::AcceptTokens(Some(tokens.iter().map(|&token| token.to_owned()).collect()))
+        }
         ("ignore-join", names @ [_, ..]) => Command::IgnoreJoins(channels(names)?),
         ("refuse-join", [why, names @ ..]) if !names.is_empty() => {
             Command::RefuseJoins(why.parse().ok()?, channels(names)?)
@@ -132,7 +137,7 @@ mod tests {
     fn lines_are_read() {
         let second = Duration::from_secs(1);
         let names = || vec!["one".to_owned(), "two".to_owned()];
-        let cases: [(&[u8], Command); 27] = [
+        let cases: [(&[u8], Command); 29] = [
             (b"drop\n", Command::Drop(Target::All)),
             (b"drop 12\r\n", Command::Drop(Target::One(12))),
             (b" reconnect ", Command::Reconnect(Target::All, None)),
@@ -146,6 +151,8 @@ mod tests {
             (b"refuse-login", Command::RefuseLogin(Some(LoginRefusal::Failed))),
             (b"refuse-login nick", Command::RefuseLogin(Some(LoginRefusal::Nick))),
             (b"refuse-login off", Command::RefuseLogin(None)),
+            (b"accept-tokens one two", Command::AcceptTokens(Some(names()))),
+            (b"accept-tokens off", Command::AcceptTokens(None)),
             (b"ignore-join #One two", Command::IgnoreJoins(names())),
             (b"refuse-join banned one,two", Command::RefuseJoins(JoinRefusal::Banned, names())),
             (b"refuse-join suspended one two", Command::RefuseJoins(JoinRefusal::Suspended, names())),
@@ -181,6 +188,7 @@ mod tests {
             "reconnect all nan",
             "slow",
             "refuse-login why",
+            "accept-tokens",
             "ignore-join",
             "ignore-join a:b",
             "rename one",
@@ -207,6 +215,7 @@ mod tests {
             "half-open",
             "slow",
             "refuse-login",
+            "accept-tokens",
             "ignore-join",
             "refuse-join",
             "allow-join",

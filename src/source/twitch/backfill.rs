@@ -24,6 +24,7 @@ use super::wire;
 use crate::clock::Clock;
 use crate::envelope::draft::{Content, Healed};
 use crate::envelope::{Draft, Origin, Receipt};
+use crate::errors::ErrorCode;
 use crate::pipeline::{Intake, Patience};
 use crate::retry::Backoff;
 use crate::secret::without_user_info;
@@ -206,7 +207,7 @@ impl Backfill {
             }
         };
         let (error, service) = (with_causes(&error), &self.url);
-        tracing::warn!(channel = gap.channel, error, service = ?service, "a gap could not be healed");
+        tracing::warn!(error_code = %ErrorCode::GapUnhealed, channel = gap.channel, error, service = ?service, "a gap could not be healed");
         None
     }
 

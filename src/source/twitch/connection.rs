@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::credentials::Account;
 use super::dial::{Transport, dial};
 use super::fleet::Shared;
 use super::ledger::Mark;
@@ -21,9 +22,10 @@ use super::lines::Lines;
 use super::normalize::{Protocol, Reading, TakenIn};
 use super::plan::{ConnectionId, JoinFailure};
 use super::roster::RoomId;
-use super::settings::Account;
 use crate::envelope::Origin;
+use crate::errors::ErrorCode;
 use crate::pipeline::{Intake, Patience};
+use crate::telemetry::metrics::Label as _;
 
 /// After so much silence we ask.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -103,11 +105,11 @@ impl End {
         match self {
             Self::Stopped => "stopped",
             Self::Replaced => "replaced",
-            Self::LoginRefused(_) => "login_failed",
-            Self::Dial(_) => "connect_failed",
-            Self::Io(_) => "connection_failed",
-            Self::Closed => "connection_closed",
-            Self::Silent => "no_answer",
+            Self::LoginRefused(_) => ErrorCode::LoginFailed.as_str(),
+            Self::Dial(_) => ErrorCode::ConnectFailed.as_str(),
+            Self::Io(_) => ErrorCode::ConnectionFailed.as_str(),
+            Self::Closed => ErrorCode::ConnectionClosed.as_str(),
+            Self::Silent => ErrorCode::NoAnswer.as_str(),
         }
     }
 }
@@ -142,6 +144,8 @@ struct Session<'a> {
     connection: &'a mut Connection,
     socket: Box<dyn Transport>,
     lines: Lines,
+    /// `None`: anonymous.
+    account: Option<Account>,
     nick: String,
     is_logged_in: bool,
     last_heard: Instant,
@@ -163,11 +167,13 @@ impl Connection {
     }
 
     async fn talk(&mut self, socket: Box<dyn Transport>, stop: watch::Receiver<bool>) -> End {
-        let nick = nick(self.shared.config.account.as_ref());
+        let account = self.shared.status.credentials().account();
+        let nick = nick(account.as_ref());
         let mut session = Session {
             connection: self,
             socket,
             lines: Lines::new(),
+            account,
             nick,
             is_logged_in: false,
             last_heard: Instant::now(),
@@ -221,7 +227,7 @@ impl Session<'_> {
     }
 
     async fn log_in(&mut self) -> Result<(), End> {
-        let hello = hello(self.connection.shared.config.account.as_ref(), &self.nick);
+        let hello = hello(self.account.as_ref(), &self.nick);
         self.write(&hello).await?;
         self.connection.report(What::LoggingIn { at: Instant::now() }).await;
         Ok(())
@@ -310,6 +316,9 @@ impl Session<'_> {
             "PONG" if params.last().is_some_and(|token| token == LAST) => return Err(End::Replaced),
             "001" => {
                 self.is_logged_in = true;
+                if let Some(account) = &self.account {
+                    self.connection.shared.status.credentials().accepted(&account.token);
+                }
                 tracing::info!(account = self.nick, connection = self.connection.id, "connected to Twitch");
                 self.connection.report(What::LoggedIn { nick: self.nick.clone() }).await;
             }
@@ -332,7 +341,12 @@ impl Session<'_> {
             Some("msg_banned") => JoinFailure::Banned,
             Some("msg_channel_suspended") => JoinFailure::Suspended,
             // A refused login has no id; before the welcome nothing else is said this way.
-            None if !self.is_logged_in => return Err(End::LoginRefused(text.to_owned())),
+            None if !self.is_logged_in => {
+                if let Some(account) = &self.account {
+                    self.connection.shared.status.credentials().refused(&account.token);
+                }
+                return Err(End::LoginRefused(text.to_owned()));
+            }
             _ => return Ok(()),
         };
         self.connection.report(What::Refused { channel: channel.to_owned(), why }).await;

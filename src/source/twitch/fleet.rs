@@ -37,6 +37,7 @@ use super::status::TwitchStatus;
 use crate::clock::Clock;
 use crate::envelope::Origin;
 use crate::envelope::draft::GapCause;
+use crate::errors::ErrorCode;
 use crate::pipeline::Intake;
 use crate::retry::Backoff;
 use crate::tasks::Tasks;
@@ -50,6 +51,8 @@ const REFUSED_FIRST: Duration = Duration::from_secs(30);
 const REFUSED_LONGEST: Duration = Duration::from_mins(5);
 /// How long a start waits to hear which channels are wanted besides those of the settings.
 const ROSTER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a start waits to know who to log in as.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(10);
 /// What one connection may have before it to do: ten times a JOIN for each of its channels. Full: it is let go of.
 const ORDERS: usize = 1_024;
 /// Full: connections wait.
@@ -121,7 +124,7 @@ impl Twitch {
             .as_ref()
             .map(|url| Backfill::new(url.clone(), tls.clone(), normalizer(Origin::Backfill), clock.clone()))
             .transpose()?;
-        let helix = Helix::of(&config, tls.clone(), &clock)?;
+        let helix = Helix::of(&config, tls.clone(), status.credentials(), &clock)?;
         let heal = Heal::new(Arc::clone(&ledger), file, backfill, clock.clone());
         let normalizer = normalizer(Origin::Twitch);
         let shared = Arc::new(Shared { config, tls, normalizer, status, clock, known: Known::default() });
@@ -138,11 +141,13 @@ impl Twitch {
         mut stop: watch::Receiver<bool>,
     ) {
         let Self { shared, ledger, heal, helix, mut roster, lookout } = self;
-        // A channel that was renamed is not asked for under its old name. Those of the settings wait no longer than that.
+        // Chat is not missed for an account: without it, it is read anonymously. Nor for channels that were added: but a
+        // channel that was renamed is not asked for under its old name.
         tokio::select! {
             () = stopped(&mut stop) => {}
-            _ = timeout(ROSTER_PATIENCE, roster.wait_for(|roster| roster.is_whole)) => {}
+            () = who_and_what(&shared.status, &mut roster) => {}
         }
+        let mut accounts = shared.status.credentials().changes();
         let started = shared.clock.now();
         let (reports, mut inbox) = mpsc::channel(REPORTS);
         let finish = watch::Sender::new(false);
@@ -181,6 +186,7 @@ impl Twitch {
                     }
                 }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
+                Ok(()) = accounts.changed() => fleet.account_changed(Instant::now()),
                 _ = halving.tick() => fleet.shared.known.halve(),
                 // Its last report tells of an ordinary end; a part that broke ends the source.
                 Some(ended) = fleet.tasks.next_end() => if ended.panicked { return },
@@ -193,6 +199,13 @@ impl Twitch {
         healing.join("twitch gaps").await;
         healing.join("twitch logins").await;
     }
+}
+
+/// Waits to know who to log in as and which channels are wanted, neither for long.
+async fn who_and_what(status: &TwitchStatus, roster: &mut watch::Receiver<Arc<Roster>>) {
+    let account = timeout(ACCOUNT_PATIENCE, status.credentials().settled());
+    let whole = timeout(ROSTER_PATIENCE, async { roster.wait_for(|roster| roster.is_whole).await.is_ok() });
+    drop(tokio::join!(account, whole));
 }
 
 /// A connection as the fleet sees it.
@@ -381,14 +394,14 @@ impl Fleet {
             What::Refused { channel, why } => {
                 let was_heard = self.plan.is_heard(&channel);
                 if self.plan.refused(id, &channel, why, now) {
-                    tracing::warn!(channel, why = ?why, "Twitch refuses the channel");
+                    tracing::warn!(error_code = %ErrorCode::ChannelRefused, channel, why = ?why, "Twitch refuses the channel");
                 }
                 self.unless_heard(was_heard, &channel);
             }
             What::Parted { channel } => {
                 let was_heard = self.plan.is_heard(&channel);
                 if self.plan.parted(id, &channel) {
-                    tracing::warn!(channel, "Twitch put us out of the channel");
+                    tracing::warn!(error_code = %ErrorCode::ChannelRefused, channel, "Twitch put us out of the channel");
                 }
                 self.unless_heard(was_heard, &channel);
             }
@@ -415,6 +428,13 @@ impl Fleet {
         self.was_connected = true;
         self.shared.status.connected(nick, self.lost > 0);
         self.lost = self.lost.saturating_sub(1);
+    }
+
+    /// What Twitch refused is not what it would be asked with now. Connections that stand stay.
+    fn account_changed(&mut self, now: Instant) {
+        if self.is_login_refused {
+            self.dial_at = now;
+        }
     }
 
     fn asked_to_reconnect(&mut self, id: ConnectionId, now: Instant) {

@@ -20,6 +20,7 @@ use super::note::{Note, NoteFile};
 use crate::clock::Clock;
 use crate::envelope::draft::Healed;
 use crate::envelope::{Origin, Receipt};
+use crate::errors::ErrorCode;
 use crate::pipeline::{Intake, Patience};
 
 /// Up to when channels were heard is noted so often.
@@ -88,7 +89,7 @@ impl Heal {
                     tracing::info!("the note for the next run can be written again");
                 }
                 Err(error) if !written.has_failed => {
-                    tracing::error!(error = %error, "the note for the next run cannot be written");
+                    tracing::error!(error_code = %ErrorCode::NoteUnusable, error = %error, "the note for the next run cannot be written");
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -126,7 +127,7 @@ impl Heal {
     ) {
         let draft = |(gap, healed): &(&Gap, Option<Healed>)| {
             let draft = gap.draft(self.ledger.instance(), *healed, &self.clock, receipt.slip());
-            draft.inspect_err(|error| tracing::error!(error = %error, "a gap cannot be written")).ok()
+            draft.inspect_err(|error| tracing::error!(error_code = %ErrorCode::Internal, error = %error, "a gap cannot be written")).ok()
         };
         let drafts = gaps.iter().filter_map(draft).collect();
         intake.offer(Origin::Gap, drafts, patience).await;

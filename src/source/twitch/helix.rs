@@ -17,11 +17,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::stopped;
+use super::credentials::Credentials;
 use super::roster::{Lookout, RoomId, Roster, is_login};
 use super::settings::TwitchConfig;
 use crate::clock::Clock;
+use crate::errors::ErrorCode;
 use crate::retry::Backoff;
-use crate::secret::Secret;
 use crate::telemetry::logs::Said;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,18 +55,6 @@ enum LookupError {
     Unreadable,
 }
 
-/// Where the token of a request comes from: asked for each, since it may change.
-pub(super) trait Bearer: Send + Sync {
-    /// The token; `None`: there is none now.
-    fn bearer(&self) -> Option<Secret>;
-}
-
-impl Bearer for Secret {
-    fn bearer(&self) -> Option<Secret> {
-        Some(self.clone())
-    }
-}
-
 /// An answer.
 #[derive(Deserialize)]
 struct Users {
@@ -82,21 +71,21 @@ struct User {
 pub(super) struct Helix {
     url: String,
     client_id: String,
-    bearer: Arc<dyn Bearer>,
+    /// Asked for each request: the token may change.
+    credentials: Arc<Credentials>,
     client: Client,
     clock: Clock,
 }
 
 impl Helix {
-    /// Of these settings; `None` without a token, or the application it was issued to.
+    /// Of these settings; `None` without the application that tokens are issued to.
     pub(super) fn of(
         config: &TwitchConfig,
         tls: Option<Arc<rustls::ClientConfig>>,
+        credentials: &Arc<Credentials>,
         clock: &Clock,
     ) -> Result<Option<Self>, HelixError> {
-        let (Some(account), Some(client_id)) = (&config.account, &config.api.client_id) else {
-            return Ok(None);
-        };
+        let Some(client) = &config.credentials.client else { return Ok(None) };
         let builder = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
@@ -107,9 +96,9 @@ impl Helix {
             None => builder,
         };
         Ok(Some(Self {
-            url: config.api.url.clone(),
-            client_id: client_id.clone(),
-            bearer: Arc::new(account.token.clone()),
+            url: config.api.as_str().to_owned(),
+            client_id: client.id.clone(),
+            credentials: Arc::clone(credentials),
             client: builder.build()?,
             clock: clock.clone(),
         }))
@@ -152,7 +141,11 @@ impl Helix {
                     all_due = if is_all { Instant::now() + EVERY } else { all_due };
                 }
                 Err(error) => {
-                    said.failure(&error, "Twitch's API does not tell the channels' logins");
+                    said.failure(
+                        ErrorCode::ApiUnavailable,
+                        &error,
+                        "Twitch's API does not tell the channels' logins",
+                    );
                     not_before = Instant::now() + backoff.next_wait();
                     // All of them then, those that were asked for included.
                     all_due = not_before;
@@ -175,11 +168,12 @@ impl Helix {
     }
 
     async fn logins(&self, rooms: &[RoomId]) -> Result<Vec<(RoomId, String)>, LookupError> {
-        let Some(bearer) = self.bearer.bearer() else { return Ok(Vec::new()) };
+        let Some(account) = self.credentials.account() else { return Ok(Vec::new()) };
         let ids: Vec<_> = rooms.iter().map(|room| format!("id={room}")).collect();
         let url = format!("{}/users?{}", self.url, ids.join("&"));
         let away = |error: reqwest::Error| LookupError::Away(error.without_url());
-        let request = self.client.get(url).header("client-id", &self.client_id).bearer_auth(bearer.expose());
+        let request =
+            self.client.get(url).header("client-id", &self.client_id).bearer_auth(account.token.expose());
         let mut response = request.send().await.map_err(away)?;
         if !response.status().is_success() {
             return Err(LookupError::Status(response.status()));

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::backfill::Backfill;
 use super::connection::{LOGIN_TIMEOUT, hello, nick};
+use super::credentials::Account;
 use super::dial::dial;
 use super::lines::{Line, Lines};
 use super::metrics::TwitchMetrics;
@@ -51,9 +52,15 @@ pub async fn log_in(
     tls: Option<&Arc<rustls::ClientConfig>>,
 ) -> Result<String, LookError> {
     let mut socket = dial(&config.address, tls).await?;
-    let nick = nick(config.account.as_ref());
+    // A stored token is the service's to keep; the one in the settings is a person's to get right.
+    let account = config
+        .credentials
+        .given
+        .as_ref()
+        .map(|given| Account { username: given.username.clone(), token: given.access.clone() });
+    let nick = nick(account.as_ref());
     let answered = timeout(LOGIN_TIMEOUT, async {
-        socket.write_all(hello(config.account.as_ref(), &nick).as_bytes()).await?;
+        socket.write_all(hello(account.as_ref(), &nick).as_bytes()).await?;
         socket.flush().await?;
         let mut lines = Lines::new();
         loop {

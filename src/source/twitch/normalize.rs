@@ -19,6 +19,7 @@ use crate::envelope::draft::{
     Reply, Role, Said, SharedChat, SourceRef, User,
 };
 use crate::envelope::{DeadLetterReason, Draft, Event, EventType, Origin, id};
+use crate::errors::ErrorCode;
 use crate::telemetry::metrics::Label;
 
 pub(super) const PLATFORM: &str = "twitch";
@@ -135,7 +136,7 @@ impl Normalizer {
         self.metrics.bad_lines.of(kind).inc();
         let bit = 1 << kind.index();
         if self.logged.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            tracing::warn!(kind = %kind, source = %self.origin, "a bad line; more of this kind are only counted");
+            tracing::warn!(error_code = %ErrorCode::BadLine, kind = %kind, source = %self.origin, "a bad line; more of this kind are only counted");
         }
     }
 

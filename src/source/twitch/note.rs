@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::gap::Gap;
+use crate::errors::ErrorCode;
 
 const FILE_NAME: &str = "twitch.json";
 const FORMAT: u32 = 1;
@@ -64,7 +65,7 @@ impl NoteFile {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
-                tracing::warn!(path = %self.0.display(), error = %error, "the last run's note cannot be read");
+                tracing::warn!(error_code = %ErrorCode::NoteUnusable, path = %self.0.display(), error = %error, "the last run's note cannot be read");
                 return Ok(None);
             }
         };
@@ -77,7 +78,7 @@ impl NoteFile {
         match serde_json::from_slice(&text) {
             Ok(note) => Ok(Some(note)),
             Err(error) => {
-                tracing::warn!(path = %self.0.display(), error = %error, "the last run's note is damaged");
+                tracing::warn!(error_code = %ErrorCode::NoteUnusable, path = %self.0.display(), error = %error, "the last run's note is damaged");
                 Ok(None)
             }
         }

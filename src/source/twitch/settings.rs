@@ -6,8 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::backfill::BackfillUrl;
+use super::credentials::settings::{CredentialArgs, CredentialConfig};
 use super::normalize::SharedChatMode;
-use crate::secret::{Secret, without_user_info};
+use crate::secret::without_user_info;
 use crate::settings::{self, Environment, Problems};
 
 /// Settings of the Twitch source, as given.
@@ -20,13 +21,9 @@ pub struct TwitchArgs {
     /// Logins, with commas or white space between; more can be added by `inlet channel`
     #[arg(long, env)]
     twitch_channels: Option<String>,
-    /// The account to read with, together with `TWITCH_BOT_ACCESS_TOKEN`; left out: anonymous
-    #[arg(long, env)]
-    twitch_bot_username: Option<String>,
-    /// Id of the application that the account's token was issued to: with it the logins of renamed channels are looked up
-    #[arg(long, env)]
-    twitch_client_id: Option<String>,
-    /// Base address of Twitch's API
+    #[command(flatten)]
+    credentials: CredentialArgs,
+    /// Base address of Twitch's API, where the logins of renamed channels are looked up
     #[arg(long, env, default_value = "https://api.twitch.tv/helix")]
     twitch_api_url: String,
     /// `ircs://host:port`, or `irc://host:port` without TLS
@@ -68,30 +65,20 @@ impl Serialize for IrcAddress {
     }
 }
 
-/// Who to log in as.
-#[derive(Debug, Clone)]
-pub struct Account {
-    /// The login, lower case.
-    pub username: String,
-    /// Without `oauth:`.
-    pub token: Secret,
-}
-
-/// Twitch's API.
+/// Base address of Twitch's API.
 #[derive(Debug, Clone, Serialize)]
-pub struct ApiConfig {
-    /// Its base address.
-    #[serde(rename = "TWITCH_API_URL")]
-    pub url: String,
-    /// The application; `None`: nothing is looked up.
-    #[serde(rename = "TWITCH_CLIENT_ID")]
-    pub client_id: Option<String>,
-}
+#[serde(transparent)]
+pub struct ApiUrl(String);
 
-impl ApiConfig {
+impl ApiUrl {
     /// Whether it is reached over TLS.
     pub fn is_tls(&self) -> bool {
-        self.client_id.is_some() && self.url.starts_with("https:")
+        self.0.starts_with("https:")
+    }
+
+    /// The address, without a slash at its end.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -104,12 +91,12 @@ pub struct TwitchConfig {
     /// Logins, lower case, unique.
     #[serde(rename = "TWITCH_CHANNELS")]
     pub channels: Vec<String>,
-    /// `None`: anonymous.
-    #[serde(flatten, serialize_with = "shown_account")]
-    pub account: Option<Account>,
-    /// Where logins are looked up.
+    /// The account.
     #[serde(flatten)]
-    pub api: ApiConfig,
+    pub credentials: CredentialConfig,
+    /// Where logins are looked up.
+    #[serde(rename = "TWITCH_API_URL")]
+    pub api: ApiUrl,
     /// Where to connect.
     #[serde(rename = "TWITCH_IRC_URL")]
     pub address: IrcAddress,
@@ -128,15 +115,6 @@ pub struct TwitchConfig {
     /// Longest wait before connecting again.
     #[serde(rename = "IRC_RECONNECT_MAX_MS", serialize_with = "milliseconds")]
     pub reconnect_longest: Duration,
-}
-
-#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
-fn shown_account<S: serde::Serializer>(account: &Option<Account>, serializer: S) -> Result<S::Ok, S::Error> {
-    use serde::ser::SerializeMap as _;
-    let mut map = serializer.serialize_map(Some(2))?;
-    map.serialize_entry("TWITCH_BOT_USERNAME", &account.as_ref().map(|account| &account.username))?;
-    map.serialize_entry("TWITCH_BOT_ACCESS_TOKEN", &account.as_ref().map(|account| &account.token))?;
-    map.end()
 }
 
 fn milliseconds<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -163,10 +141,8 @@ impl TwitchArgs {
         if enabled == Some(Some(true)) && !has_channels {
             problems.add("TWITCH_ENABLED", "is true, but TWITCH_CHANNELS names no channel");
         }
-        let account = self.account(environment, problems);
-        let api_url = problems.parse("TWITCH_API_URL", &self.twitch_api_url, api_url);
-        let client_id =
-            problems.parse_optional("TWITCH_CLIENT_ID", self.twitch_client_id.as_ref(), client_id);
+        let credentials = self.credentials.check(login, environment, problems);
+        let api = problems.parse("TWITCH_API_URL", &self.twitch_api_url, api_url);
         let address = problems.parse("TWITCH_IRC_URL", &self.twitch_irc_url, irc_address);
         let join_rate = problems.parse("TWITCH_JOIN_RATE", &self.twitch_join_rate, settings::count(1, 2_000));
         let shared_chat = problems.parse("TWITCH_SHARED_CHAT", &self.twitch_shared_chat, shared_chat);
@@ -184,8 +160,8 @@ impl TwitchArgs {
         Some(TwitchConfig {
             enabled: enabled?.unwrap_or(true),
             channels: channels?,
-            account: account?,
-            api: ApiConfig { url: api_url?, client_id: client_id? },
+            credentials: credentials?,
+            api: api?,
             address: address?,
             join_rate: join_rate?,
             shared_chat: shared_chat?,
@@ -193,38 +169,6 @@ impl TwitchArgs {
             reconnect_first: Duration::from_millis(first?),
             reconnect_longest: Duration::from_millis(longest?),
         })
-    }
-
-    #[expect(clippy::option_option, reason = "anonymous and wrong are different things")]
-    fn account(&self, environment: &Environment, problems: &mut Problems) -> Option<Option<Account>> {
-        let username =
-            problems.parse_optional("TWITCH_BOT_USERNAME", self.twitch_bot_username.as_ref(), login)?;
-        let before = problems.lines().len();
-        let token = environment.secret("TWITCH_BOT_ACCESS_TOKEN", problems);
-        if problems.lines().len() > before {
-            return None;
-        }
-        match (username, token) {
-            (None, None) => Some(None),
-            (Some(username), Some(token)) => {
-                let token = Secret::new(token.expose().trim_start_matches("oauth:"));
-                Some(Some(Account { username, token }))
-            }
-            (Some(_), None) => {
-                problems.add(
-                    "TWITCH_BOT_USERNAME",
-                    "is set, but TWITCH_BOT_ACCESS_TOKEN is not; they go together",
-                );
-                None
-            }
-            (None, Some(_)) => {
-                problems.add(
-                    "TWITCH_BOT_ACCESS_TOKEN",
-                    "is set, but TWITCH_BOT_USERNAME is not; they go together",
-                );
-                None
-            }
-        }
     }
 }
 
@@ -249,21 +193,12 @@ fn login(text: &str) -> Result<String, String> {
     Ok(login)
 }
 
-fn api_url(text: &str) -> Result<String, String> {
+fn api_url(text: &str) -> Result<ApiUrl, String> {
     let is_base = !text.contains(['?', '#', '@', ' ']);
     if is_base && (text.starts_with("https://") || text.starts_with("http://")) {
-        Ok(text.trim_end_matches('/').to_owned())
+        Ok(ApiUrl(text.trim_end_matches('/').to_owned()))
     } else {
         Err(format!("{:?} is no address such as https://host", without_user_info(text)))
-    }
-}
-
-fn client_id(text: &str) -> Result<String, String> {
-    let is_plain = text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if is_plain {
-        Ok(text.to_owned())
-    } else {
-        Err("is no id of an application: letters and digits".to_owned())
     }
 }
 
@@ -320,26 +255,6 @@ mod tests {
     }
 
     #[test]
-    fn username_and_token_go_together_and_the_prefix_does_not_matter() {
-        let both = |token| {
-            check(&["--twitch-bot-username", "Bot"], &[("TWITCH_BOT_ACCESS_TOKEN", token)])
-                .unwrap()
-                .account
-                .unwrap()
-        };
-        for token in ["secret", "oauth:secret"] {
-            let account = both(token);
-            assert_eq!((account.username.as_str(), account.token.expose()), ("bot", "secret"));
-        }
-        assert!(check(&["--twitch-bot-username", "bot"], &[]).is_err());
-        assert!(check(&[], &[("TWITCH_BOT_ACCESS_TOKEN", "x")]).is_err());
-        let shown = serde_json::to_string(
-            &check(&["--twitch-bot-username", "bot"], &[("TWITCH_BOT_ACCESS_TOKEN", "hush")]).unwrap(),
-        );
-        assert!(!shown.unwrap().contains("hush"));
-    }
-
-    #[test]
     fn all_problems_are_reported_at_once() {
         let flags = [
             "--twitch-irc-url",
@@ -350,9 +265,13 @@ mod tests {
             "99999",
             "--twitch-backfill-url",
             "user:hush@host",
+            "--twitch-bot-username",
+            "bot",
+            "--twitch-token-doc",
+            "oauth",
         ];
         let problems = check(&flags, &[]).unwrap_err();
-        assert!(problems.len() == 4 && !problems.concat().contains("hush"), "{problems:?}");
+        assert!(problems.len() == 6 && !problems.concat().contains("hush"), "{problems:?}");
     }
 
     #[test]

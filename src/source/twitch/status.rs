@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::credentials::{Credentials, TokenSeen, TokenState};
 use super::metrics::{ChannelState, TwitchMetrics};
 use super::plan::{ConnectionId, JoinFailure, Plan};
 use super::roster::Roster;
@@ -79,6 +80,8 @@ pub struct Snapshot {
     pub state: ConnectionState,
     /// Who it last logged in as.
     pub account: Option<String>,
+    /// How it stands with the token that new connections log in with.
+    pub token: TokenSeen,
     /// The channels.
     pub channels: Vec<Channel>,
     /// The connections.
@@ -116,16 +119,23 @@ pub struct LastError {
 /// The cell.
 pub struct TwitchStatus {
     snapshot: Mutex<Snapshot>,
+    credentials: Arc<Credentials>,
     metrics: Arc<TwitchMetrics>,
     clock: Clock,
 }
 
 impl TwitchStatus {
     /// Of a source that has not started: `disabled` for good if it never will.
-    pub fn new(enabled: bool, metrics: Arc<TwitchMetrics>, clock: Clock) -> Self {
+    pub fn new(
+        enabled: bool,
+        metrics: Arc<TwitchMetrics>,
+        credentials: Arc<Credentials>,
+        clock: Clock,
+    ) -> Self {
         let snapshot = Snapshot {
             state: if enabled { ConnectionState::Connecting } else { ConnectionState::Disabled },
             account: None,
+            token: credentials.seen(),
             channels: Vec::new(),
             connections: Vec::new(),
             reconnects: 0,
@@ -133,12 +143,18 @@ impl TwitchStatus {
             last_message_at: None,
             last_error: None,
         };
-        Self { snapshot: Mutex::new(snapshot), metrics, clock }
+        Self { snapshot: Mutex::new(snapshot), credentials, metrics, clock }
+    }
+
+    /// Who to log in as.
+    pub(super) fn credentials(&self) -> &Arc<Credentials> {
+        &self.credentials
     }
 
     /// What is known now.
     pub fn snapshot(&self) -> Snapshot {
-        self.with(|snapshot| snapshot.clone())
+        let token = self.credentials.seen();
+        self.with(|snapshot| Snapshot { token, ..snapshot.clone() })
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Snapshot) -> T) -> T {
@@ -219,6 +235,13 @@ impl Part for TwitchStatus {
         })
     }
 
+    fn is_degraded(&self) -> bool {
+        match self.credentials.seen().state {
+            TokenState::Anonymous | TokenState::Ok => false,
+            TokenState::Degraded | TokenState::LoginFailed => true,
+        }
+    }
+
     fn describe(&self) -> Value {
         let snapshot = self.snapshot();
         let count = |state| snapshot.channels.iter().filter(|channel| channel.state == state).count();
@@ -228,6 +251,7 @@ impl Part for TwitchStatus {
             "wanted": count(ChannelState::Wanted),
             "failed": count(ChannelState::Failed),
             "connections": snapshot.connections.len(),
+            "token": snapshot.token.state,
         })
     }
 }

@@ -8,6 +8,7 @@ use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, T
 use serde_json::Value;
 
 use super::EmbeddedStoreError;
+use crate::errors::ErrorCode;
 use crate::redb_file::{FileError, NUMBERS, RedbFile};
 use crate::store::{Change, Collection, Condition, Document, Fields, Name, Version, Write, document};
 
@@ -209,7 +210,7 @@ struct Damaged {
 /// The document, or in the place of a damaged one what says so.
 fn read(name: &Name, bytes: &[u8]) -> Document {
     decode(name, bytes).unwrap_or_else(|Damaged { version }| {
-        tracing::error!(document = %name, "a document of the embedded store is damaged; it is taken as empty");
+        tracing::error!(error_code = %ErrorCode::BadStoredValue, document = %name, "a document of the embedded store is damaged; it is taken as empty");
         Document { fields: document::damaged(), version }
     })
 }

@@ -13,6 +13,7 @@ use firestore::gcloud_sdk::{GoogleAuthHeaders, HeaderMap};
 use tokio::sync::Mutex;
 
 use super::FirestoreConfig;
+use crate::errors::ErrorCode;
 use crate::store::{Collection, Name, StoreError, in_time};
 use crate::telemetry::logs::with_causes;
 
@@ -59,7 +60,7 @@ impl Connection {
         };
         // What the settings let through is a URL, so this is reached by no input; dialling it then says what is wrong.
         let endpoint = endpoint.unwrap_or_else(|error| {
-            tracing::error!(error = with_causes(&error), "the store's address is unusable");
+            tracing::error!(error_code = %ErrorCode::StoreUnavailable, error = with_causes(&error), "the store's address is unusable");
             Endpoint::from_static("http://localhost:0")
         });
         let channel = endpoint.connect_timeout(LONGEST_DIAL).tcp_nodelay(true).connect_lazy();

@@ -38,6 +38,10 @@ enum Step {
     Crash(u8),
     Edit(u8),
     GoBack(u8),
+    /// It is written that somebody is forgotten, and their document deleted.
+    Forget(u8),
+    /// An instance hears of that.
+    Hear(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -54,6 +58,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Crash),
         1 => any::<u8>().prop_map(Step::Edit),
         1 => any::<u8>().prop_map(Step::GoBack),
+        1 => any::<u8>().prop_map(Step::Forget),
+        1 => any::<u8>().prop_map(Step::Hear),
     ]
 }
 
@@ -65,6 +71,8 @@ struct Instance {
     stored: usize,
     taken_in: usize,
     followed: usize,
+    /// Who is known to be forgotten.
+    forgotten: BTreeSet<Arc<str>>,
 }
 
 impl Instance {
@@ -81,6 +89,7 @@ struct World {
     store: HashMap<Arc<str>, (Fields, u64)>,
     versions: u64,
     counted_to: u64,
+    forgotten: BTreeSet<Arc<str>>,
     instances: Vec<Instance>,
     user: User,
 }
@@ -104,6 +113,7 @@ impl World {
             store: HashMap::new(),
             versions: 0,
             counted_to: 0,
+            forgotten: BTreeSet::new(),
             instances: vec![],
             user,
         };
@@ -115,7 +125,8 @@ impl World {
         let mut table = Table::new(GAP, 100, 1_000);
         table.begin(STREAM, self.counted_to);
         let followed = usize::try_from(self.counted_to).unwrap();
-        Instance { table, unsent: vec![], stored: 0, taken_in, followed }
+        let forgotten = self.forgotten.clone();
+        Instance { table, unsent: vec![], stored: 0, taken_in, followed, forgotten }
     }
 
     fn store(&mut self, i: usize) {
@@ -136,6 +147,8 @@ impl World {
         }
         let (unsent, stored) = (std::mem::take(unsent), *stored);
         self.instances[i] = Instance { unsent, stored, ..instance };
+        // A start looks for what a crash left behind.
+        self.erase(i);
     }
 
     fn document(&self, key: &Arc<str>) -> Option<Document> {
@@ -164,6 +177,11 @@ impl World {
     /// The next event meets its user, if nothing has to be waited for.
     fn take_in(&mut self, i: usize) {
         let Some((key, seen)) = self.events.get(self.instances[i].taken_in).cloned() else { return };
+        if self.instances[i].forgotten.contains(&key) {
+            // Refused at the door.
+            self.instances[i].taken_in += 1;
+            return;
+        }
         let user = self.user.clone();
         let visit = Visit { key: Arc::clone(&key), seen, room: Some(10_000), user: &user };
         loop {
@@ -231,11 +249,37 @@ impl World {
         let Some((key, seen, _)) = self.stream.get(instance.followed) else { return };
         instance.followed += 1;
         let position = instance.followed as u64;
-        instance.table.note(key, *seen, position, Timestamp::UNIX_EPOCH);
+        if !instance.forgotten.contains(key) {
+            instance.table.note(key, *seen, position, Timestamp::UNIX_EPOCH);
+        }
         instance.table.followed_to(position);
     }
 
+    fn forget(&mut self, key: &Arc<str>) {
+        self.forgotten.insert(Arc::clone(key));
+        self.store.remove(key);
+    }
+
+    fn hear(&mut self, i: usize) {
+        let instance = &mut self.instances[i];
+        for key in &self.forgotten {
+            if instance.forgotten.insert(Arc::clone(key)) {
+                instance.table.bar(key);
+            }
+        }
+        self.erase(i);
+    }
+
+    fn erase(&mut self, i: usize) {
+        for key in &self.instances[i].forgotten {
+            self.store.remove(key);
+        }
+    }
+
     fn flush(&mut self, i: usize, key: &Arc<str>, is_answered: bool) {
+        if self.instances[i].forgotten.contains(key) {
+            return;
+        }
         let is_missing = !self.instances[i].table.missing(std::iter::once(key), 1).is_empty();
         if is_missing {
             self.load(i, key);
@@ -288,11 +332,15 @@ impl World {
             Step::Crash(n) => self.crash(usize::from(n % 2)),
             Step::Edit(n) => self.edit(&key(n)),
             Step::GoBack(n) => self.go_back(usize::from(n % 2)),
+            Step::Forget(n) => self.forget(&key(n)),
+            Step::Hear(n) => self.hear(usize::from(n % 2)),
         }
     }
 
     /// No fault any more: everything is sent, noted and written.
     fn settle(&mut self) {
+        self.hear(0);
+        self.hear(1);
         for _ in 0..4 * (self.events.len() + 4) {
             for i in 0..2 {
                 self.take_in(i);
@@ -313,7 +361,7 @@ impl World {
     fn check(&self) {
         let mut counts = BTreeMap::<Arc<str>, u64>::new();
         let mut given = BTreeMap::<(Arc<str>, &str), u32>::new();
-        for (key, seen, tags) in &self.stream {
+        for (key, seen, tags) in self.stream.iter().filter(|(key, ..)| !self.forgotten.contains(key)) {
             *counts.entry(Arc::clone(key)).or_default() += u64::from(seen.kind == Kind::Message);
             for name in
                 tags.names().filter(|name| *name != "RETURNING_USER" && *name != "FIRST_SESSION_MESSAGE")
@@ -325,6 +373,7 @@ impl World {
             let (user, bad) = read_user(&self.store[&key].0);
             assert_eq!((user.message_count, bad.len()), (expected, 0), "{key}");
         }
+        assert!(self.forgotten.iter().all(|key| !self.store.contains_key(key)));
         assert!(given.values().all(|times| *times == 1), "{given:?}");
         assert_eq!(self.counted_to, self.stream.len() as u64);
         for instance in &self.instances {

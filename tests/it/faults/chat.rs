@@ -9,7 +9,7 @@ use crate::harness::account::Account;
 use crate::harness::inlet::{Inlet, Simulator};
 use crate::harness::proxy::{Mode, Proxy, Way};
 use crate::harness::readiness::Watch;
-use crate::harness::{eventually, within};
+use crate::harness::{eventually, free_port, within};
 
 /// A ground whose chat goes through a proxy.
 async fn proxied(flags: &[&str]) -> (Ground, Proxy, Inlet) {
@@ -154,6 +154,7 @@ async fn a_refused_login_is_a_state_and_not_the_end() {
         ("TWITCH_IRC_URL", &simulator.url()),
         ("TWITCH_BOT_USERNAME", "somebot"),
         ("TWITCH_BOT_ACCESS_TOKEN", "oauth:very-secret-token"),
+        ("TWITCH_OAUTH_URL", &format!("http://127.0.0.1:{}", free_port())),
     ])
     .await;
     eventually("login_failed", || async {

@@ -44,11 +44,17 @@ impl Project {
     /// An operator's edit: sets these fields of a user's document, or makes it; nothing else in it is touched. Fields
     /// whose name ends with `At` hold times.
     pub async fn edit(&self, key: &str, fields: Value) {
+        self.write("users", key, fields).await;
+    }
+
+    /// The same for a document of any collection.
+    pub async fn write(&self, collection: &str, id: &str, fields: Value) {
         let Value::Object(fields) = fields else { panic!("fields by name") };
         let mask: Vec<_> = fields.keys().map(|name| ("updateMask.fieldPaths", name.as_str())).collect();
         let stored: Map<_, _> =
             fields.iter().map(|(name, value)| (name.clone(), stored(name, value))).collect();
-        let request = self.request(Method::PATCH, &user_path(key), &mask);
+        let path = format!("{collection}/{}", escaped(id));
+        let request = self.request(Method::PATCH, &path, &mask);
         answer(request.json(&json!({ "fields": stored }))).await;
     }
 

@@ -55,6 +55,11 @@ impl Project {
         self.config_through(&self.host)
     }
 
+    /// The emulator, as `FIRESTORE_EMULATOR_HOST` has it.
+    pub fn host(&self) -> String {
+        self.host.clone()
+    }
+
     /// The same through something else that listens.
     pub fn config_through(&self, host: &str) -> StoreConfig {
         config(&["--google-cloud-project", &self.id, "--firestore-emulator-host", host])

@@ -11,6 +11,7 @@ use super::super::plan::ConnectionId;
 use super::super::roster::{RoomId, Roster};
 use super::{Fleet, Leave};
 use crate::envelope::draft::GapCause;
+use crate::errors::ErrorCode;
 
 /// The limit of channels per account that Twitch announced in May 2024.
 const CHANNELS_PER_ACCOUNT: usize = 100;
@@ -39,9 +40,10 @@ impl Fleet {
 
     fn warn_of_too_many(&self, before: &Roster, roster: &Roster) {
         let is_more = |roster: &Roster| roster.channels.len() > CHANNELS_PER_ACCOUNT;
-        if self.shared.config.account.is_some() && is_more(roster) && !is_more(before) {
+        let has_account = self.shared.status.credentials().account().is_some();
+        if has_account && is_more(roster) && !is_more(before) {
             let (channels, limit) = (roster.channels.len(), CHANNELS_PER_ACCOUNT);
-            tracing::warn!(channels, limit, "Twitch may refuse channels beyond its limit for an account");
+            tracing::warn!(error_code = %ErrorCode::TooManyChannels, channels, limit, "Twitch may refuse channels beyond its limit for an account");
         }
     }
 
@@ -90,7 +92,7 @@ impl Fleet {
         }
         let was_heard = self.plan.is_heard(login);
         if self.plan.is_another(id, login, now) {
-            tracing::warn!(channel = login, "the login is another channel's now");
+            tracing::warn!(error_code = %ErrorCode::ChannelChanged, channel = login, "the login is another channel's now");
         }
         self.order(id, Order::Part(login.to_owned()));
         if was_heard && !self.plan.is_heard(login) {

@@ -1,0 +1,613 @@
+//! What operators do with users, by commands and over HTTP, on both stores: looked at, noted, kept out, forgotten.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::firestore::Project;
+use crate::harness::inlet::{Inlet, run};
+use crate::harness::proxy::{Mode, Proxy};
+use crate::harness::stream::read;
+use crate::harness::{eventually, within};
+use crate::people::{Setting, all_counted, ended_well};
+
+const FORGOTTEN: &str = "inlet_events_refused_total{reason=\"forgotten\",source=\"twitch\"}";
+const IGNORED: &str = "inlet_events_refused_total{reason=\"ignored\",source=\"twitch\"}";
+
+/// Lines that these users said, each once.
+fn lines(round: u32, users: &[u32]) -> String {
+    let line = |user: &u32| {
+        let (id, at) = (format!("line-{round}-{user}"), 1_700_000_000_000_i64 + i64::from(round) * 1_000);
+        format!(
+            "@id={id};room-id=1;tmi-sent-ts={at};user-id={user};display-name=U{user} :u{user}!u{user}@u{user}.tmi.twitch.tv PRIVMSG #people :{round}\r\n"
+        )
+    };
+    users.iter().map(line).collect()
+}
+
+async fn replay(inlet: &Inlet, round: u32, users: &[u32]) -> Value {
+    let request = inlet.client().post(inlet.url("/admin/replay")).body(lines(round, users));
+    request.send().await.unwrap().json().await.unwrap()
+}
+
+async fn ask(inlet: &Inlet, method: Method, path: &str, body: Option<&str>) -> (u16, Value) {
+    let mut request = inlet.client().request(method, inlet.url(path));
+    if let Some(body) = body {
+        request = request.header("content-type", "application/json").body(body.to_owned());
+    }
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+/// A service with a store of its own, and what a command needs to find it.
+struct Scene {
+    inlet: Inlet,
+    settings: Vec<(String, String)>,
+}
+
+impl Scene {
+    async fn new(emulator: Option<&Project>) -> Self {
+        let mut settings =
+            vec![("ENRICH_FLUSH_IDLE", "200ms".to_owned()), ("ENRICH_TIMEOUT", "5s".to_owned())];
+        if let Some(emulator) = emulator {
+            settings.push(("FIRESTORE_EMULATOR_HOST", emulator.address().await.to_string()));
+            settings.push(("GOOGLE_CLOUD_PROJECT", emulator.id.clone()));
+        }
+        let given: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let inlet = Inlet::serve(&given).await;
+        inlet.ready().await;
+        let mut settings: Vec<_> =
+            settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        settings.push(("DATA_DIR".to_owned(), inlet.data_dir().to_str().unwrap().to_owned()));
+        settings.push(("PORT".to_owned(), inlet.port.to_string()));
+        settings.push(("LOG_LEVEL".to_owned(), "error".to_owned()));
+        Self { inlet, settings }
+    }
+
+    /// `inlet user …`: its exit code, and what it said: standard output, else standard error.
+    fn user(&self, arguments: &[&str]) -> (i32, String) {
+        let settings: Vec<_> = self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let output = run(&[&["user"], arguments].concat(), &settings);
+        let code = output.status.code().unwrap();
+        let said = if code == 0 { output.stdout } else { output.stderr };
+        (code, String::from_utf8(said).unwrap())
+    }
+
+    /// The same, well ended, as JSON.
+    fn user_json(&self, arguments: &[&str]) -> Vec<Value> {
+        let (code, said) = self.user(&[arguments, &["--json"]].concat());
+        assert_eq!(code, 0, "{said}");
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    async fn counted(&self, key: &str, messages: u64) {
+        eventually("the user is counted", || async {
+            let (_, user) = ask(&self.inlet, Method::GET, &format!("/admin/users/{key}"), None).await;
+            (user["document"]["messageCountAllTime"] == messages).then_some(())
+        })
+        .await;
+    }
+}
+
+/// By commands: beside a service, good and bad.
+async fn by_commands(emulator: Option<&Project>) {
+    let mut scene = Scene::new(emulator).await;
+    assert_eq!(replay(&scene.inlet, 1, &[7, 8, 9]).await["published"], 3);
+    scene.counted("twitch:7", 1).await;
+
+    let shown = scene.user_json(&["show", "7"]);
+    assert_eq!((&shown[0]["key"], &shown[0]["document"]["displayName"]), (&json!("twitch:7"), &json!("U7")));
+    let (_, text) = scene.user(&["show", "twitch:7"]);
+    assert!(text.contains("displayName: U7") && text.contains("messageCountAllTime: 1"), "{text}");
+    for (arguments, code, words) in [
+        (&["show", "some_login"][..], 64, "inlet user list --login"),
+        (&["show", "twitch:1/2"], 64, "twitch:12345"),
+        (&["show", "123456789012345678901"], 64, "twitch:12345"),
+        (&["show", "4"], 1, "nothing is known of twitch:4"),
+        (&["note", "7", &"n".repeat(4_097)], 64, "longer than 4096"),
+        (&["note", "7", "a\u{1b}[31m"], 64, "control characters"),
+        (&["tag", "add", "7", ""], 64, "one is empty"),
+        (&["tag", "add", "7", &"t".repeat(2_100)], 64, "all together longer"),
+        (&["tag", "add", "7"], 64, "required"),
+        (&["unignore", "7"], 1, "twitch:7 is not ignored"),
+        (&["unforget", "7"], 1, "twitch:7 is not forgotten"),
+        (&["list", "--after", "x"], 64, "twitch:12345"),
+        (&["list", "--ignored", "--forgotten"], 64, "cannot be used"),
+    ] {
+        let (found, said) = scene.user(arguments);
+        assert!(found == code && said.contains(words), "{arguments:?}: {found} {said}");
+    }
+
+    scene.user_json(&["note", "7", "long-time viewer"]);
+    scene.user_json(&["status", "7", "watched"]);
+    scene.user_json(&["tag", "add", "7", "vip", "kind"]);
+    let (code, said) = scene.user(&["tag", "add", "7", &"t".repeat(2_040)]);
+    assert!(code == 1 && said.contains("would be longer"), "{said}");
+    let edited = scene.user_json(&["tag", "remove", "7", "vip", "nothing"]);
+    let document = &edited[0]["document"];
+    let operators =
+        (&document["notes"], &document["status"], &document["tags"], &document["messageCountAllTime"]);
+    assert_eq!(operators, (&json!("long-time viewer"), &json!("watched"), &json!(["kind"]), &json!(1)));
+    scene.user_json(&["note", "7"]);
+    let shown = scene.user_json(&["show", "7"]);
+    assert!(
+        shown[0]["document"]["notes"].is_null() && shown[0]["document"]["status"] == "watched",
+        "{shown:?}"
+    );
+    // Somebody who was not seen yet: the document waits for them, and they are not new.
+    scene.user_json(&["note", "5", "expected"]);
+    assert_eq!(scene.user_json(&["show", "5"])[0]["document"]["providerUserId"], "5");
+
+    let keys = |users: &[Value]| {
+        users
+            .iter()
+            .map(|user| user["key"].as_str().unwrap()["twitch:".len()..].to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&scene.user_json(&["list"])), ["5", "7", "8", "9"]);
+    assert_eq!(keys(&scene.user_json(&["list", "--limit", "2", "--after", "5"])), ["7", "8"]);
+    assert_eq!(keys(&scene.user_json(&["list", "--login", "U8"])), ["8"]);
+    assert_eq!(keys(&scene.user_json(&["list", "--tag", "kind", "--status", "watched"])), ["7"]);
+    assert!(scene.user_json(&["list", "--tag", "nobody's"]).is_empty());
+
+    assert_eq!(scene.user_json(&["ignore", "8"])[0]["barred"]["kind"], "ignored");
+    assert_eq!(scene.user_json(&["ignore", "8"])[0]["barred"]["kind"], "ignored");
+    let farewell = &scene.user_json(&["forget", "9"])[0];
+    assert_eq!((&farewell["key"], &farewell["hadDocument"]), (&json!("twitch:9"), &json!(true)));
+    let again = &scene.user_json(&["forget", "9"])[0];
+    assert_eq!((&again["at"], &again["hadDocument"]), (&farewell["at"], &json!(false)));
+    for (arguments, words) in [
+        (&["note", "9", "still here"][..], "is forgotten"),
+        (&["ignore", "9"], "is forgotten"),
+        (&["unignore", "9"], "is not ignored"),
+    ] {
+        let (code, said) = scene.user(arguments);
+        assert!(code == 1 && said.contains(words), "{arguments:?}: {said}");
+    }
+    let shown = scene.user_json(&["show", "9"]);
+    assert_eq!((&shown[0]["barred"]["kind"], &shown[0]["document"]), (&json!("forgotten"), &Value::Null));
+    assert_eq!(keys(&scene.user_json(&["list", "--ignored"])), ["8"]);
+    assert_eq!(keys(&scene.user_json(&["list", "--forgotten"])), ["9"]);
+    assert_eq!(keys(&scene.user_json(&["list"])), ["5", "7", "8"]);
+    let (_, text) = scene.user(&["forget", "9"]);
+    for word in ["What remains", "in the stream", "outbox", "barred/twitch:9", "unforget"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+
+    kept_out_and_let_in(&mut scene).await;
+    scene.inlet.metrics().await.assert_account_closes();
+    assert_eq!(scene.inlet.terminate(Duration::from_secs(9)).await.1, Some(0), "{}", scene.inlet.log());
+    // Without a service: on the embedded store the file itself.
+    scene.user_json(&["note", "7", "at night"]);
+    assert_eq!(scene.user_json(&["show", "7"])[0]["document"]["notes"], "at night");
+    scene.user_json(&["forget", "7"]);
+    assert_eq!(keys(&scene.user_json(&["list", "--forgotten"])), ["7"]);
+    // What was done straight on Firestore has its record, without what was said of anybody.
+    if let Some(emulator) = emulator {
+        let records = emulator.read_all("audit").await;
+        let of = |action: &str| {
+            records
+                .values()
+                .filter(|record| record["action"] == action && record["outcome"] == "done")
+                .count()
+        };
+        assert_eq!((of("inlet user forget"), of("inlet user unforget")), (4, 1), "{records:?}");
+        assert!(of("inlet user edit") > 3 && !format!("{records:?}").contains("long-time viewer"));
+    }
+}
+
+/// 8 is ignored and 9 forgotten: their lines are refused, until they are let in again.
+async fn kept_out_and_let_in(scene: &mut Scene) {
+    let mut round = 10;
+    let mut say = async |expected: [u64; 2]| {
+        // A command straight on the store is heard of within two seconds.
+        within(crate::harness::PATIENCE, "it is heard of", || {
+            round += 1;
+            let said = replay(&scene.inlet, round, &[7, 8, 9]);
+            async {
+                let said = said.await;
+                ([&said["published"], &said["barred"]] == expected.map(Value::from).each_ref()).then_some(())
+            }
+        })
+        .await;
+    };
+    say([1, 2]).await;
+    let before = scene.user_json(&["show", "8"])[0]["document"].clone();
+    scene.user_json(&["unignore", "8"]);
+    say([2, 1]).await;
+    let after = scene.user_json(&["show", "8"])[0].clone();
+    assert!(after["barred"].is_null(), "{after}");
+    assert_eq!(after["document"]["firstEventId"], before["firstEventId"], "it is as it was");
+    scene.user_json(&["unforget", "9"]);
+    say([3, 0]).await;
+    eventually("the forgotten user is somebody new", || async {
+        let (status, user) = ask(&scene.inlet, Method::GET, "/admin/users/twitch:9", None).await;
+        (status == 200 && user["document"]["messageCountAllTime"].as_u64()? > 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn users_are_looked_after_by_commands_on_the_embedded_store() {
+    by_commands(None).await;
+}
+
+#[tokio::test]
+async fn users_are_looked_after_by_commands_on_firestore() {
+    by_commands(Some(&Project::new())).await;
+}
+
+/// Over HTTP, good and bad.
+async fn over_http(emulator: Option<&Project>) {
+    let scene = Scene::new(emulator).await;
+    let inlet = &scene.inlet;
+    let users: Vec<_> = (100..110).collect();
+    assert_eq!(replay(inlet, 1, &users).await["published"], 10);
+    scene.counted("twitch:105", 1).await;
+    let (get, patch, put, delete) = (Method::GET, Method::PATCH, Method::PUT, Method::DELETE);
+
+    // Page by page, everybody once.
+    let (mut keys, mut after) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = ask(inlet, get.clone(), &format!("/admin/users?limit=4{after}"), None).await;
+        assert_eq!(status, 200, "{page}");
+        let found = page["users"].as_array().unwrap();
+        assert!(found.len() <= 4);
+        keys.extend(found.iter().map(|user| user["key"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        after = format!("&after={next}");
+    }
+    assert_eq!(keys, users.iter().map(|user| format!("twitch:{user}")).collect::<Vec<_>>());
+
+    let large = format!("{{\"notes\":\"{}\"}}", "n".repeat(70_000));
+    for (method, path, body, status, code) in [
+        (&get, "/admin/users/twitch:4", None, 404, "not_found"),
+        (&get, "/admin/users/login", None, 400, "bad_request"),
+        (&get, "/admin/users?limit=0", None, 400, "bad_request"),
+        (&get, "/admin/users?limit=501", None, 400, "bad_request"),
+        (&get, "/admin/users?limit=x", None, 400, "bad_request"),
+        (&get, "/admin/users?wanted=x", None, 400, "bad_request"),
+        (&get, "/admin/users?after=a%2Fb", None, 400, "bad_request"),
+        (&get, "/admin/users?barred=banned", None, 400, "bad_request"),
+        (&patch, "/admin/users/twitch:105", Some("{"), 400, "bad_request"),
+        (&patch, "/admin/users/twitch:105", Some("{}"), 400, "bad_request"),
+        (&patch, "/admin/users/twitch:105", Some("{\"email\":\"a@b\"}"), 400, "bad_request"),
+        (&patch, "/admin/users/twitch:105", Some("{\"notes\":\"a\\u0007\"}"), 400, "bad_request"),
+        (&patch, "/admin/users/twitch:105", Some("{\"tags\":[\"\"]}"), 400, "bad_request"),
+        (&patch, "/admin/users/twitch:105", Some(&*large), 413, "body_too_large"),
+        (&patch, "/admin/users/login", Some("{\"notes\":\"a\"}"), 400, "bad_request"),
+        (&delete, "/admin/users/login", None, 400, "bad_request"),
+        (&put, "/admin/users/login/ignored", None, 400, "bad_request"),
+        (&delete, "/admin/users/twitch:105/ignored", None, 404, "not_found"),
+        (&delete, "/admin/users/twitch:105/forgotten", None, 404, "not_found"),
+        (&put, "/admin/users/twitch:105", None, 405, "method_not_allowed"),
+    ] {
+        let (found, answer) = ask(inlet, method.clone(), path, body).await;
+        assert_eq!((found, &answer["error"]["code"]), (status, &json!(code)), "{method} {path}: {answer}");
+    }
+
+    let edit = json!({ "notes": "kind", "status": "watched", "tags": ["b"], "addTags": ["a"] }).to_string();
+    let (status, user) = ask(inlet, patch.clone(), "/admin/users/twitch:105", Some(&edit)).await;
+    assert_eq!((status, &user["document"]["tags"]), (200, &json!(["a", "b"])), "{user}");
+    // In the next envelope after two seconds at most; every replay is another line.
+    let mut round = 20;
+    within(Duration::from_secs(10), "the note is published", || {
+        round += 1;
+        let said = replay(inlet, round, &[105]);
+        async {
+            said.await;
+            (last_of(inlet, "105").await?["user"]["notes"] == "kind").then_some(())
+        }
+    })
+    .await;
+    let (status, user) = ask(inlet, patch.clone(), "/admin/users/twitch:105", Some("{\"notes\":null}")).await;
+    assert_eq!((status, &user["document"]["status"]), (200, &json!("watched")));
+    assert!(user["document"]["notes"].is_null());
+
+    let (status, user) = ask(inlet, put.clone(), "/admin/users/twitch:106/ignored", None).await;
+    assert_eq!((status, &user["barred"]["kind"]), (200, &json!("ignored")));
+    let (_, page) = ask(inlet, get.clone(), "/admin/users?barred=ignored", None).await;
+    assert_eq!(
+        (&page["users"][0]["key"], &page["users"][0]["document"]["displayName"]),
+        (&json!("twitch:106"), &json!("U106"))
+    );
+    assert_eq!(ask(inlet, delete.clone(), "/admin/users/twitch:106/ignored", None).await.0, 200);
+
+    let (status, farewell) = ask(inlet, delete.clone(), "/admin/users/twitch:107", None).await;
+    assert_eq!((status, &farewell["hadDocument"]), (200, &json!(true)), "{farewell}");
+    let remains = &farewell["remains"];
+    assert_eq!((&remains["maxAgeSeconds"], &remains["maxBytes"]), (&json!(259_200), &json!(1 << 30)));
+    assert!(remains["oldestAt"].is_string() && remains["goneBy"].is_string(), "{remains}");
+    for (method, path, body) in [
+        (&put, "/admin/users/twitch:107/ignored", None),
+        (&patch, "/admin/users/twitch:107", Some("{\"notes\":\"a\"}")),
+    ] {
+        let (status, answer) = ask(inlet, method.clone(), path, body).await;
+        assert_eq!((status, &answer["error"]["code"]), (409, &json!("conflict")), "{answer}");
+    }
+    let (status, user) = ask(inlet, delete.clone(), "/admin/users/twitch:107/forgotten", None).await;
+    assert!(status == 200 && user["barred"].is_null() && user["document"].is_null(), "{user}");
+    assert_eq!(ask(inlet, get.clone(), "/admin/users/twitch:107", None).await.0, 404);
+
+    let metrics = inlet.metrics().await;
+    assert!(metrics.get("inlet_http_requests_total{route=\"/admin/users/{key}\",status=\"2xx\"}") > 0);
+    metrics.assert_account_closes();
+}
+
+/// The user's last envelope that the service's stream holds.
+async fn last_of(inlet: &Inlet, id: &str) -> Option<Value> {
+    let environment = [("INLET_URL", &*inlet.url("")), ("LOG_LEVEL", "error")];
+    let output =
+        run(&["tail", "--json", "--after", "0", "--count", &(held(inlet).await).to_string()], &environment);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut bodies = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    bodies.rfind(|body| body["user"]["id"] == id)
+}
+
+async fn held(inlet: &Inlet) -> u64 {
+    let metrics = inlet.metrics().await;
+    metrics.sum("inlet_events_published_total")
+}
+
+#[tokio::test]
+async fn users_are_looked_after_over_http_on_the_embedded_store() {
+    over_http(None).await;
+}
+
+#[tokio::test]
+async fn users_are_looked_after_over_http_on_firestore() {
+    over_http(Some(&Project::new())).await;
+}
+
+#[tokio::test]
+async fn users_are_the_operators_alone_and_a_store_that_is_away_is_said_to_be() {
+    let emulator = Project::new();
+    let proxy = Proxy::to(emulator.address().await).await;
+    let at = proxy.addr().to_string();
+    let settings =
+        [("FIRESTORE_EMULATOR_HOST", &*at), ("GOOGLE_CLOUD_PROJECT", &emulator.id), ("ADMIN_TOKEN", "t0ken")];
+    let inlet = Inlet::serve(&settings).await;
+    inlet.ready().await;
+    for (method, path) in [
+        (Method::GET, "/admin/users"),
+        (Method::GET, "/admin/users/twitch:1"),
+        (Method::PATCH, "/admin/users/twitch:1"),
+        (Method::DELETE, "/admin/users/twitch:1"),
+        (Method::PUT, "/admin/users/twitch:1/ignored"),
+        (Method::DELETE, "/admin/users/twitch:1/ignored"),
+        (Method::DELETE, "/admin/users/twitch:1/forgotten"),
+    ] {
+        let (status, answer) = ask(&inlet, method.clone(), path, None).await;
+        assert_eq!((status, &answer["error"]["code"]), (401, &json!("unauthorized")), "{method} {path}");
+    }
+    proxy.set(Mode::Cut);
+    let request = inlet.client().get(inlet.url("/admin/users/twitch:1")).bearer_auth("t0ken");
+    let response = request.send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers().contains_key("retry-after")), (503, true));
+    assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], "store_unavailable");
+    let output = run(&["user", "show", "1"], &[settings[0], settings[1]]);
+    assert_eq!(output.status.code(), Some(69), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// How many envelopes of a user the stream holds.
+async fn said_by(setting: &Setting, key: &str) -> usize {
+    let user = format!("users/{key}");
+    let found = read(&setting.nats.url(), "INLET").await;
+    found.iter().filter(|message| message.body["auth"]["userRef"] == user.as_str()).count()
+}
+
+/// `inlet user …` on the setting's Firestore.
+async fn user(setting: &Setting, arguments: &[&str]) -> Value {
+    let emulator = setting.emulator.as_ref().unwrap();
+    let host = emulator.address().await.to_string();
+    let nats = setting.nats.url();
+    let settings =
+        [("FIRESTORE_EMULATOR_HOST", &*host), ("GOOGLE_CLOUD_PROJECT", &*emulator.id), ("NATS_URL", &*nats)];
+    let arguments =
+        [&["user", "--json"], arguments].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let settings: Vec<_> = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    // The emulator and the simulator go on meanwhile.
+    let output = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let settings: Vec<_> = settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        run(&arguments, &settings)
+    });
+    let output = output.await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The first few users that are known.
+async fn some_users(setting: &Setting, count: usize) -> Vec<String> {
+    eventually("users are known", || async {
+        let users = setting.users().await;
+        (users.len() >= count).then(|| users.keys().take(count).cloned().collect())
+    })
+    .await
+}
+
+async fn refused(inlets: &[&Inlet], series: &str) -> u64 {
+    let mut sum = 0;
+    for inlet in inlets {
+        sum += inlet.metrics().await.get(series);
+    }
+    sum
+}
+
+#[tokio::test]
+async fn under_load_two_instances_keep_out_whom_they_are_told_to_and_forget_for_good() {
+    let mut setting = Setting::new(true, &["--rate", "300", "--users", "20"]).await;
+    let mut one = setting.serve(&[]).await;
+    let mut two = setting.serve(&[]).await;
+    one.ready().await;
+    two.ready().await;
+    let keys = some_users(&setting, 3).await;
+    let [bot, gone, other] = [&*keys[0], &*keys[1], &*keys[2]];
+    user(&setting, &["ignore", bot]).await;
+    let farewell = user(&setting, &["forget", gone]).await;
+    assert_eq!(farewell["remains"]["maxAgeSeconds"], 259_200, "{farewell}");
+    // Both have heard by now: forgetting waits for it.
+    let before =
+        [said_by(&setting, bot).await, said_by(&setting, gone).await, said_by(&setting, other).await];
+    let counted = setting.users().await[bot]["messageCountAllTime"].clone();
+    for inlet in [&one, &two] {
+        eventually("each instance refuses", || async {
+            (refused(&[inlet], FORGOTTEN).await > 20 && refused(&[inlet], IGNORED).await > 20).then_some(())
+        })
+        .await;
+    }
+    let after = [said_by(&setting, bot).await, said_by(&setting, gone).await, said_by(&setting, other).await];
+    assert_eq!((after[0], after[1]), (before[0], before[1]));
+    assert!(after[2] > before[2], "the others go on: {before:?} {after:?}");
+    // Time for every flush of before.
+    let users = setting.users().await;
+    assert!(!users.contains_key(gone), "{:?}", users.get(gone));
+    assert!(users[bot]["messageCountAllTime"].as_u64() >= counted.as_u64());
+    user(&setting, &["unignore", bot]).await;
+    eventually("the bot is heard again", || async {
+        (said_by(&setting, bot).await > after[0]).then_some(())
+    })
+    .await;
+    setting.simulator.say("pause");
+    for inlet in [&mut one, &mut two] {
+        inlet.quiet().await.assert_account_closes();
+        all_counted(inlet).await;
+        ended_well(inlet).await;
+    }
+    let users = setting.users().await;
+    assert!(!users.contains_key(gone), "{:?}", users.get(gone));
+    assert_eq!(setting.emulator.as_ref().unwrap().read_all("barred").await[gone]["kind"], "forgotten");
+    // Ignoring costs no count: what was taken in is counted.
+    assert_eq!(users[bot]["messageCountAllTime"], said_by(&setting, bot).await);
+}
+
+#[tokio::test]
+async fn who_is_forgotten_stays_forgotten_after_a_restart_on_an_empty_folder() {
+    let mut setting = Setting::new(true, &["--rate", "200", "--users", "5"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    let keys = some_users(&setting, 2).await;
+    user(&setting, &["forget", &keys[0]]).await;
+    let before = said_by(&setting, &keys[0]).await;
+    ended_well(&mut inlet).await;
+    // Nothing is counted yet, as far as the next one can know: it reads the whole stream.
+    let emulator = setting.emulator.as_ref().unwrap();
+    let notes = emulator.read_all("inlet").await;
+    for name in notes.keys() {
+        let status = emulator.rest("DELETE", &format!("inlet/{name}"), Some("Bearer owner"), None).await;
+        assert_eq!(status, 200);
+    }
+    for key in &keys {
+        emulator.delete_user(key).await;
+    }
+    let inlet = setting.serve(&[]).await;
+    eventually("the other is there again", || async {
+        setting.users().await.contains_key(&keys[1]).then_some(())
+    })
+    .await;
+    eventually("it is refused", || async { (refused(&[&inlet], FORGOTTEN).await > 50).then_some(()) }).await;
+    setting.simulator.say("pause");
+    inlet.quiet().await.assert_account_closes();
+    all_counted(&inlet).await;
+    assert_eq!(said_by(&setting, &keys[0]).await, before);
+    assert!(!setting.users().await.contains_key(&keys[0]));
+}
+
+#[tokio::test]
+async fn with_enrichment_off_or_dry_they_are_kept_out_all_the_same() {
+    let emulator = Project::new();
+    let at = emulator.address().await.to_string();
+    for (mode, user) in [("off", 7), ("dry-run", 8)] {
+        emulator
+            .set(&format!("barred/twitch%3A{user}"), json!({ "kind": { "stringValue": "forgotten" } }))
+            .await;
+        let settings = [
+            ("FIRESTORE_EMULATOR_HOST", &*at),
+            ("GOOGLE_CLOUD_PROJECT", &emulator.id),
+            ("ENRICH_MODE", mode),
+        ];
+        let inlet = Inlet::serve(&settings).await;
+        inlet.ready().await;
+        let said = replay(&inlet, 1, &[user, 9]).await;
+        assert_eq!(
+            (&said["published"], &said["barred"], &said["refused"]),
+            (&json!(1), &json!(1), &json!(0)),
+            "{mode}"
+        );
+        inlet.metrics().await.assert_account_closes();
+    }
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_at_the_start_chat_flows_and_nobody_forgotten_is_made_anew() {
+    let mut setting = Setting::new(true, &["--rate", "100", "--users", "3"]).await;
+    let proxy = Proxy::to(setting.emulator.as_ref().unwrap().address().await).await;
+    setting.store_at = proxy.addr().to_string();
+    let mut inlet = setting.serve(&[]).await;
+    let keys = some_users(&setting, 2).await;
+    ended_well(&mut inlet).await;
+    let emulator = setting.emulator.as_ref().unwrap();
+    let path = format!("barred/{}", keys[0].replace(':', "%3A"));
+    emulator.set(&path, json!({ "kind": { "stringValue": "forgotten" } })).await;
+    emulator.delete_user(&keys[0]).await;
+    proxy.set(Mode::Hang);
+    let inlet = setting.serve(&[]).await;
+    let published = || async { inlet.metrics().await.sum("inlet_events_published_total") };
+    eventually("chat flows without the store", || async { (published().await > 100).then_some(()) }).await;
+    assert_eq!(inlet.waiting_for().await, ["store"]);
+    proxy.set(Mode::Pass);
+    eventually("they are kept out", || async { (refused(&[&inlet], FORGOTTEN).await > 20).then_some(()) })
+        .await;
+    eventually("the store is back", || async { inlet.waiting_for().await.is_empty().then_some(()) }).await;
+    setting.simulator.say("pause");
+    inlet.quiet().await.assert_account_closes();
+    all_counted(&inlet).await;
+    let users = setting.users().await;
+    assert!(!users.contains_key(&keys[0]) && users.contains_key(&keys[1]), "{:?}", users.keys());
+}
+
+#[tokio::test]
+async fn a_lost_embedded_store_is_built_again_without_whom_it_forgot() {
+    let mut setting = Setting::new(false, &["--rate", "200", "--users", "4"]).await;
+    let inlet = setting.serve(&[]).await;
+    setting.simulator.has_sent(200).await;
+    let (_, page) = ask(&inlet, Method::GET, "/admin/users", None).await;
+    let gone = page["users"][0]["key"].as_str().unwrap().to_owned();
+    let (status, farewell) = ask(&inlet, Method::DELETE, &format!("/admin/users/{gone}"), None).await;
+    assert_eq!((status, &farewell["hadDocument"]), (200, &json!(true)), "{farewell}");
+    let said = eventually("the stream says so", || async {
+        let found = read(&setting.nats.url(), "INLET").await;
+        found.into_iter().find(|message| message.body["type"] == "internal.user.forgotten.v1")
+    })
+    .await;
+    let schema = serde_json::from_str(include_str!("../../docs/envelope-v1.schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    assert!(validator.is_valid(&said.body), "{}", said.body);
+    assert_eq!(said.body["payload"]["userRef"], format!("users/{gone}"));
+    assert_eq!(said.headers["Inlet-User"], gone);
+    let before = said_by(&setting, &gone).await;
+    assert!(before > 0);
+    // The machine and its disk are gone, in the middle of it all.
+    drop(inlet);
+    let inlet = setting.serve(&[]).await;
+    let users = || async { ask(&inlet, Method::GET, "/admin/users", None).await.1["users"].clone() };
+    eventually("the others are there again", || async {
+        (users().await.as_array()?.len() >= 2).then_some(())
+    })
+    .await;
+    eventually("they are refused", || async { (refused(&[&inlet], FORGOTTEN).await > 20).then_some(()) })
+        .await;
+    setting.simulator.say("pause");
+    inlet.quiet().await.assert_account_closes();
+    all_counted(&inlet).await;
+    assert_eq!(said_by(&setting, &gone).await, before);
+    let (status, user) = ask(&inlet, Method::GET, &format!("/admin/users/{gone}"), None).await;
+    assert_eq!(
+        (status, &user["barred"]["kind"], &user["document"]),
+        (200, &json!("forgotten"), &Value::Null)
+    );
+    // It was said once, and not again by the new one.
+    let words = read(&setting.nats.url(), "INLET").await;
+    let words = words.iter().filter(|message| message.body["type"] == "internal.user.forgotten.v1");
+    assert_eq!(words.count(), 1);
+}
