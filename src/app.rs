@@ -415,7 +415,7 @@ fn twitch(
     channels: &Channels,
 ) -> Result<Option<(Twitch, Follow)>, AppError> {
     if !path.twitch.enabled {
-        tracing::warn!("TWITCH_ENABLED is false: no chat is read");
+        tracing::info!("TWITCH_ENABLED is false: no chat is read");
         return Ok(None);
     }
     let wanted = watch::Sender::new(Arc::new(Roster::fixed(path.fixed_channels())));
@@ -437,10 +437,13 @@ fn twitch(
 
 /// TLS for what the source dials, if it dials anything with it.
 fn source_tls(path: &PathConfig) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
-    let is_needed = path.twitch.address.tls
-        || path.twitch.backfill.as_ref().is_some_and(BackfillUrl::is_tls)
-        || path.twitch.api.is_tls();
-    is_needed.then(|| tls::client_config(path.tls.ca_file.as_deref())).transpose()
+    let is_needed = path.twitch.address.tls || path.twitch.backfill.as_ref().is_some_and(BackfillUrl::is_tls);
+    let is_asked = path.twitch.credentials.client.is_some() && path.twitch.api.is_tls();
+    Ok(match (is_needed, is_asked) {
+        (true, _) => Some(tls::client_config(path.tls.ca_file.as_deref())?),
+        (false, true) => Some(account::tls_if_any(path)?),
+        (false, false) => None,
+    })
 }
 
 /// With what is always there: the process, the build, and what goes wrong.

@@ -4,6 +4,7 @@ mod channel;
 mod check;
 mod client;
 mod demo;
+mod held;
 mod login;
 mod printer;
 mod probe;
@@ -13,6 +14,7 @@ pub mod simulate;
 mod tail;
 mod user;
 
+use std::io::Write as _;
 use std::num::NonZero;
 use std::process::ExitCode;
 
@@ -21,6 +23,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use thiserror::Error;
 
 use crate::app::AppError;
+use crate::audit::Audited;
 use crate::bus::BusError;
 use crate::clock;
 use crate::errors::ErrorCode;
@@ -131,6 +134,18 @@ impl From<BusError> for Failure {
     }
 }
 
+impl<E: std::error::Error + 'static> From<Audited<E>> for Failure
+where
+    Self: From<E>,
+{
+    fn from(error: Audited<E>) -> Self {
+        match error {
+            Audited::NotRecorded(error) => Self::Unavailable(with_causes(&error)),
+            Audited::Failed(error) => error.into(),
+        }
+    }
+}
+
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
     say_panics();
@@ -204,6 +219,11 @@ fn checked<T>(check: impl FnOnce(&mut Problems) -> Option<T>) -> Result<T, Failu
         Some(value) if problems.lines().is_empty() => Ok(value),
         _ => Err(Failure::Configuration(format!("bad settings\n  {}", problems.lines().join("\n  ")))),
     }
+}
+
+/// Prints a line that somebody asked for.
+fn print(line: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Failed(error.to_string()))
 }
 
 /// Waits for SIGINT or SIGTERM.

@@ -48,12 +48,12 @@ pub fn open_account(
 /// Twitch's OAuth, by these settings.
 pub fn open_oauth(path: &PathConfig) -> Result<OAuth, AppError> {
     let config = &path.twitch.credentials;
-    let tls = if config.oauth.is_tls() { Some(oauth_tls(path)?) } else { None };
+    let tls = if config.oauth.is_tls() { Some(tls_if_any(path)?) } else { None };
     Ok(OAuth::new(config.oauth.clone(), config.client.clone(), tls)?)
 }
 
 /// A machine without root certificates may still read chat anonymously.
-fn oauth_tls(path: &PathConfig) -> Result<Arc<ClientConfig>, TlsError> {
+pub(super) fn tls_if_any(path: &PathConfig) -> Result<Arc<ClientConfig>, TlsError> {
     match tls::client_config(path.tls.ca_file.as_deref()) {
         Err(TlsError::NoRoots) => tls::trusting_nobody(),
         config => config,

@@ -213,17 +213,18 @@ fn medium(config: &AppConfig, there: &Path) -> Option<String> {
 
 async fn look_at_twitch(config: &AppConfig) -> Said {
     let twitch = &config.path.twitch;
-    if !twitch.enabled || twitch.channels.is_empty() {
-        return if twitch.channels.is_empty() {
-            Said::warning("no channel is read; set TWITCH_CHANNELS")
-        } else {
-            Said::ok("not read: TWITCH_ENABLED is false")
-        };
+    if !twitch.enabled {
+        return Said::ok("not read: TWITCH_ENABLED is false");
+    }
+    if twitch.channels.is_empty() {
+        return Said::warning(
+            "no channel is read but those that `inlet channel list` shows; set TWITCH_CHANNELS, or add some",
+        );
     }
     let address = serde_json::to_value(&twitch.address).unwrap_or_default();
     let address = address.as_str().unwrap_or_default();
     let tls = match source_tls(&config.path) {
-        Ok(tls) => tls.filter(|_| twitch.address.tls),
+        Ok(tls) => tls,
         Err(error) => return Said::bad(format!("{}; set TLS_CA_FILE", with_causes(&error))),
     };
     let channels = twitch.channels.len();

@@ -1,20 +1,19 @@
 //! `inlet channel`: channels to read, while the service runs. On a store that is shared it works on the store, and the
 //! running instances hear of it; on the embedded one it goes through the service that holds it, if there is one.
 
-use std::io::Write as _;
-
 use clap::{Args, Subcommand};
 use prometheus::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::client::{ClientArgs, Service};
-use super::{Failure, checked};
+use super::held::{Held, hold};
+use super::{Failure, checked, print};
 use crate::app::{AppArgs, AppConfig, open_store};
-use crate::audit::{Actor, Audited, Deed, Details, audited};
+use crate::audit::{Actor, Deed, Details, audited};
 use crate::channels::{Added, Channel, ChannelError, Channels};
 use crate::clock::Clock;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::DataDir;
 use crate::settings::Environment;
 use crate::store::measured::Store;
 use crate::telemetry::logs::{self, with_causes};
@@ -81,7 +80,7 @@ pub(super) async fn run(args: &ChannelArgs, environment: &Environment) -> Result
         Some((config, service))
     })?;
     logs::start(&config.logs, Clock::system());
-    let desk = Desk::open(&config, service)?;
+    let desk = Desk::open(&config, service).await?;
     if let Act::List(_) = &args.act {
         for channel in desk.list().await? {
             print(&listed(&channel, place.json))?;
@@ -100,14 +99,12 @@ pub(super) async fn run(args: &ChannelArgs, environment: &Environment) -> Result
 }
 
 impl Desk {
-    fn open(config: &AppConfig, service: Service) -> Result<Self, Failure> {
+    async fn open(config: &AppConfig, service: Service) -> Result<Self, Failure> {
         let mut held = None;
         if config.path.has_embedded_store() {
-            let holder = format!("inlet channel, process {}", std::process::id());
-            match DataDir::take(&config.data_dir, &holder) {
-                Ok(folder) => held = Some(folder),
-                Err(DataDirError::Held { .. }) => return Ok(Self::Service(service)),
-                Err(error) => return Err(Failure::Configuration(with_causes(&error))),
+            match hold(config, "channel", &service).await? {
+                Held::ByUs(folder) => held = Some(folder),
+                Held::ByService => return Ok(Self::Service(service)),
             }
         }
         let store = open_store(&config.path, &config.data_dir, &Registry::new())?;
@@ -181,10 +178,7 @@ async fn recorded<T>(
         details: Details::new().shown("login", login),
         request_id: None,
     };
-    audited(store, &Clock::system(), deed, doing).await.map_err(|error| match error {
-        Audited::NotRecorded(error) => Failure::Unavailable(with_causes(&error)),
-        Audited::Failed(error) => error.into(),
-    })
+    Ok(audited(store, &Clock::system(), deed, doing).await?)
 }
 
 impl From<ChannelError> for Failure {
@@ -242,8 +236,4 @@ fn url_segment(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     let escape = |byte: u8| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     text.bytes().map(escape).collect()
-}
-
-fn print(line: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Failed(error.to_string()))
 }

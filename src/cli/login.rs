@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::client::{ClientArgs, Service};
-use super::{Failure, asked_to_stop, checked};
+use super::held::{Held, hold};
+use super::{Failure, asked_to_stop, checked, print};
 use crate::app::{AppArgs, AppConfig, TokenDocument, open_oauth, open_store};
-use crate::audit::{Actor, Audited, Deed, Details, audited};
+use crate::audit::{Actor, Deed, Details, audited};
 use crate::clock::Clock;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::DataDir;
 use crate::retry::Backoff;
 use crate::settings::Environment;
 use crate::source::twitch::credentials::oauth::{DeviceFlow, Granted, NotYet, OAuth, OAuthError};
 use crate::source::twitch::credentials::{CHAT_READ, Token, TokenStore, TokenStoreError};
-use crate::store::StoreDriver;
 use crate::store::measured::Store;
 use crate::telemetry::logs::{self, with_causes};
 
@@ -158,18 +158,14 @@ async fn token_of(oauth: &OAuth, granted: Granted, clock: &Clock) -> Result<Toke
 }
 
 /// Where the token goes now: a service may have come or gone since it was last looked.
-fn place(config: &AppConfig) -> Result<Place, Failure> {
-    let held = if config.path.store.driver == StoreDriver::Embedded {
-        match DataDir::take(&config.data_dir, &format!("inlet login, process {}", std::process::id())) {
-            Ok(held) => Some(held),
-            Err(DataDirError::Held { holder, .. }) if holder.starts_with("inlet serve") => {
-                return Ok(Place::Service);
-            }
-            Err(error) => return Err(Failure::Configuration(with_causes(&error))),
+async fn place(config: &AppConfig, service: &Service) -> Result<Place, Failure> {
+    let mut held = None;
+    if config.path.has_embedded_store() {
+        match hold(config, "login", service).await? {
+            Held::ByUs(folder) => held = Some(folder),
+            Held::ByService => return Ok(Place::Service),
         }
-    } else {
-        None
-    };
+    }
     let store = open_store(&config.path, &config.data_dir, &Registry::new())?;
     let document = TokenDocument::new(store.clone(), &config.path.credentials().document);
     Ok(Place::Here(store, document, held))
@@ -177,11 +173,11 @@ fn place(config: &AppConfig) -> Result<Place, Failure> {
 
 /// Whether a token could be stored, as far as can be seen.
 async fn look_at(config: &AppConfig, service: &Service) -> Result<(), Failure> {
-    match place(config)? {
+    match place(config, service).await? {
         Place::Here(_, document, _held) => match document.read().await {
             // What is there is about to be replaced.
             Ok(_) | Err(TokenStoreError::Unusable(_)) => Ok(()),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => Err(error.into()),
         },
         Place::Service => {
             service.send(service.get("/_debug/twitch").timeout(SERVICE_TIMEOUT)).await.map(drop)
@@ -203,8 +199,10 @@ fn deed(token: &Token, config: &AppConfig) -> Deed {
     }
 }
 
-fn unavailable(error: &TokenStoreError) -> Failure {
-    Failure::Unavailable(with_causes(error))
+impl From<TokenStoreError> for Failure {
+    fn from(error: TokenStoreError) -> Self {
+        Self::Unavailable(with_causes(&error))
+    }
 }
 
 /// Stores it; whether the service it went through uses it, if it is known.
@@ -214,13 +212,10 @@ async fn store(
     service: &Service,
     clock: &Clock,
 ) -> Result<Option<bool>, Failure> {
-    match place(config)? {
+    match place(config, service).await? {
         Place::Here(store, document, _held) => {
             let act = document.replace(token.clone());
-            audited(&store, clock, deed(token, config), act).await.map_err(|error| match error {
-                Audited::NotRecorded(error) => Failure::Unavailable(with_causes(&error)),
-                Audited::Failed(error) => unavailable(&error),
-            })?;
+            audited(&store, clock, deed(token, config), act).await?;
             Ok(config.path.credentials().given.is_some().then_some(false))
         }
         Place::Service => {
@@ -244,7 +239,7 @@ fn tell(args: &LoginArgs, token: &Token, config: &AppConfig, in_use: Option<bool
     } else {
         format!("logged in as {login}, with {}; stored in {document}", token.scope.join(" "))
     };
-    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Failed(error.to_string()))?;
+    print(&line)?;
     if in_use == Some(false) {
         say("It is not used as long as TWITCH_BOT_ACCESS_TOKEN is set.")?;
     }

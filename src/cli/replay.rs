@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use super::client::{ClientArgs, Service};
+use super::held::{Held, hold};
 use super::printer::Printer;
 use super::{Failure, checked};
 use crate::app::{AppArgs, AppConfig, Around, lay_path, open_bus, open_people, open_store};
 use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
-use crate::data_dir::{DataDir, DataDirError};
 use crate::envelope::Origin;
 use crate::envelope::receipt::Outcomes;
 use crate::pipeline::PipelineMetrics;
@@ -53,35 +53,15 @@ pub(super) async fn run(args: &ReplayArgs, environment: &Environment) -> Result<
     let clock = Clock::system();
     logs::start(&config.logs, clock.clone());
     let input = open(&args.files).await?;
-    let outcomes = match hold_data_dir(&config)? {
-        Held::ByUs(held) => {
-            let printer = Printer::new(args.json, environment);
-            let outcomes = here((args, printer), &config, clock, input).await?;
-            drop(held);
-            outcomes
+    let held =
+        if config.path.has_embedded_parts() { Some(hold(&config, "replay", &service).await?) } else { None };
+    let outcomes = match held {
+        Some(Held::ByService) => through_service(&service, args, input).await?,
+        Some(Held::ByUs(_)) | None => {
+            here((args, Printer::new(args.json, environment)), &config, clock, input).await?
         }
-        Held::ByService => through_service(&service, args, input).await?,
     };
     summarize(args, outcomes)
-}
-
-/// Who may write to the embedded stream.
-enum Held {
-    /// This process: the folder is ours, or none is needed.
-    ByUs(Option<DataDir>),
-    /// A service.
-    ByService,
-}
-
-fn hold_data_dir(config: &AppConfig) -> Result<Held, Failure> {
-    if !config.path.has_embedded_parts() {
-        return Ok(Held::ByUs(None));
-    }
-    match DataDir::take(&config.data_dir, &format!("inlet replay, process {}", std::process::id())) {
-        Ok(held) => Ok(Held::ByUs(Some(held))),
-        Err(DataDirError::Held { holder, .. }) if holder.starts_with("inlet serve") => Ok(Held::ByService),
-        Err(error) => Err(Failure::Configuration(logs::with_causes(&error))),
-    }
 }
 
 type Input = Box<dyn AsyncRead + Send + Unpin>;
@@ -186,8 +166,6 @@ async fn through_service(service: &Service, args: &ReplayArgs, input: Input) -> 
             "a service runs: follow it with `inlet tail` instead of --show".to_owned(),
         ));
     }
-    // Before the body is sent: whoever else answers must not be handed it.
-    service.greet().await?;
     tracing::info!(service = service.shown(), "replaying through the running service");
     let body = reqwest::Body::wrap_stream(ReaderStream::new(input));
     let response = service.send(service.post("/admin/replay").body(body)).await?;

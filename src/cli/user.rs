@@ -1,7 +1,6 @@
 //! `inlet user`: what operators do with users. On Firestore straight on the store; on the embedded store beside a running
 //! service through that service, else on the file itself.
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
@@ -12,16 +11,17 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::client::{ClientArgs, Service};
-use super::{Failure, checked};
-use crate::app::{AppArgs, AppConfig, AppError, open_bus};
-use crate::audit::{Actor, Audited, Deed, Details, audited};
+use super::held::{Held, hold};
+use super::{Failure, checked, print};
+use crate::app::{AppArgs, AppConfig, open_bus, open_store};
+use crate::audit::{Actor, Deed, Details, audited};
 use crate::bus::{Bus, Driver};
 use crate::clock::Clock;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::DataDir;
 use crate::envelope::id::UserRef;
 use crate::settings::Environment;
-use crate::store::measured::{Store, StoreMetrics};
-use crate::store::{self, StoreDriver, StoreError};
+use crate::store::StoreError;
+use crate::store::measured::Store;
 use crate::telemetry::logs::{self, with_causes};
 use crate::users::operations::{BarredView, Edit, Filter, LONGEST_PAGE, Page, UserError, UserKey, UserView};
 use crate::users::{Desk, Farewell, Remains};
@@ -150,24 +150,21 @@ async fn find_way(
     clock: Clock,
     asks_stream: bool,
 ) -> Result<Way, Failure> {
-    let is_embedded = config.path.store.driver == StoreDriver::Embedded;
-    let has_stream = asks_stream && config.path.bus.driver == Driver::Embedded;
     let mut held = None;
-    if is_embedded || has_stream {
-        match DataDir::take(&config.data_dir, &format!("inlet user, process {}", std::process::id())) {
-            Ok(folder) => held = Some(folder),
-            Err(DataDirError::Held { holder, .. }) if is_embedded && holder.starts_with("inlet serve") => {
-                return Ok(Way::Service(service));
-            }
-            Err(error) if is_embedded => return Err(Failure::Configuration(with_causes(&error))),
-            // Whoever holds the folder has the stream; the store is elsewhere.
-            Err(_) => {}
+    if config.path.has_embedded_store() {
+        match hold(config, "user", &service).await? {
+            Held::ByUs(folder) => held = Some(folder),
+            Held::ByService => return Ok(Way::Service(service)),
         }
+    } else if asks_stream
+        && config.path.bus.driver == Driver::Embedded
+        // Whoever else holds the folder has the stream; the store is elsewhere.
+        && let Ok(Held::ByUs(folder)) = hold(config, "user", &service).await
+    {
+        held = Some(folder);
     }
-    let metrics = StoreMetrics::new(&Registry::new()).map_err(AppError::from)?;
-    let documents = store::open(&config.path.store, &config.data_dir).map_err(AppError::from)?;
+    let store = open_store(&config.path, &config.data_dir, &Registry::new())?;
     let bus = if asks_stream { stream_of(config, held.is_some(), &clock).await } else { None };
-    let store = Store::new(documents, Arc::new(metrics));
     let desk = Desk::new(store.clone(), clock.clone(), bus);
     Ok(Way::Here { desk, store, clock, _held: held })
 }
@@ -179,15 +176,6 @@ async fn stream_of(config: &AppConfig, is_folder_ours: bool, clock: &Clock) -> O
     }
     let bus = open_bus(&config.path, &config.data_dir, clock).await;
     bus.inspect_err(|error| tracing::info!(error = %error, "the stream cannot be asked what it holds")).ok()
-}
-
-impl From<Audited<UserError>> for Failure {
-    fn from(error: Audited<UserError>) -> Self {
-        match error {
-            Audited::NotRecorded(error) => Self::Unavailable(with_causes(&error)),
-            Audited::Failed(error) => error.into(),
-        }
-    }
 }
 
 impl From<UserError> for Failure {
@@ -383,10 +371,6 @@ async fn answer<T: DeserializeOwned>(
     request: reqwest::RequestBuilder,
 ) -> Result<T, Failure> {
     service.send(request).await?.json().await.map_err(|error| service.away(error))
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{text}").map_err(|error| Failure::Failed(error.to_string()))
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {

@@ -189,7 +189,7 @@ async fn a_wrong_password_is_said_and_the_service_waits() {
         why.to_lowercase().contains("authorization").then_some(())
     })
     .await;
-    assert_eq!(inlet.waiting_for().await, ["bus"]);
+    assert!(inlet.waiting_for().await.iter().any(|part| part == "bus"));
     assert!(!inlet.log().contains("wrong-pw"));
 }
 

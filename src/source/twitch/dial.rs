@@ -19,7 +19,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Connects.
+/// Connects; `tls` is for an address that asks for it.
 pub(super) async fn dial(
     address: &IrcAddress,
     tls: Option<&Arc<rustls::ClientConfig>>,
@@ -27,7 +27,7 @@ pub(super) async fn dial(
     let dialing = async {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
-        let Some(config) = tls else {
+        let Some(config) = tls.filter(|_| address.tls) else {
             return Ok(Box::new(stream) as Box<dyn Transport>);
         };
         let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;

@@ -362,7 +362,7 @@ impl Fleet {
             // One that is gone will say so.
             Err(TrySendError::Closed(_)) => tracing::debug!(connection = id, "the connection is ending"),
             Err(TrySendError::Full(_)) => {
-                tracing::warn!(connection = id, "a connection does nothing that it is told; it is let go of");
+                tracing::warn!(error_code = %ErrorCode::ConnectionFailed, connection = id, "a connection does nothing that it is told; it is let go of");
                 // Without anybody to tell it anything it ends, and its channels are joined elsewhere.
                 berth.orders = mpsc::channel(1).0;
             }
