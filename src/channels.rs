@@ -145,16 +145,14 @@ impl Channels {
                 return Err(ChannelError::TooMany);
             }
             let now = self.clock.now();
-            // Its room is known already where a setting once named it; else what was removed lately may still lie there.
-            let is_this = |record: &&Record| record.login == login;
-            let before = records.iter().filter(is_this).max_by_key(|record| record.room());
+            // What was removed lately may still lie there. Whatever room had the login last, the one that has it now is meant.
+            let before = records.iter().find(|record| record.key == Key::Login(login.clone()));
             let fields =
                 fields([("login", json!(login)), ("addedAt", json!(now)), ("removedAt", Value::Null)]);
             let name = before.map_or_else(|| Key::Login(login.clone()).name(), |record| record.key.name());
             let write = Write::over(name, before.map(|record| record.version), fields);
             if self.written(vec![write]).await? {
-                let room_id = before.and_then(Record::room).map(|room| room.to_string());
-                let (former_login, last_seen_at) = (None, None);
+                let (room_id, former_login, last_seen_at) = (None, None, None);
                 let channel =
                     Channel { login, room_id, fixed: false, former_login, added_at: Some(now), last_seen_at };
                 return Ok(Added::New(channel));

@@ -56,8 +56,9 @@ impl Follow {
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
-            let following = self.channels.store.follow(Collection::Channels);
-            match timeout(ATTACH_TIMEOUT, following).await {
+            let store = self.channels.store.clone();
+            let following = timeout(ATTACH_TIMEOUT, store.follow(Collection::Channels));
+            match self.showing_until(following).await {
                 Ok(Ok(changes)) => {
                     self.follow(changes, &mut backoff).await;
                     tracing::debug!("the listener for channels was interrupted");
@@ -68,7 +69,18 @@ impl Follow {
                 Ok(Err(error)) => tracing::debug!(error = %error, "channels cannot be followed now"),
                 Err(_) => tracing::debug!("channels cannot be followed now: no answer"),
             }
-            sleep(backoff.next_wait()).await;
+            self.showing_until(sleep(backoff.next_wait())).await;
+        }
+    }
+
+    /// Waits, and shows what is seen of rooms meanwhile: a channel that is renamed while the store is away is followed.
+    async fn showing_until<T>(&mut self, waited_for: impl Future<Output = T>) -> T {
+        let mut waited_for = std::pin::pin!(waited_for);
+        loop {
+            tokio::select! {
+                done = &mut waited_for => return done,
+                Ok(()) = self.sights.changed() => self.show(),
+            }
         }
     }
 

@@ -286,6 +286,8 @@ async fn two_instances_agree_within_five_seconds() {
     let store = firestore(&project, &crate::harness::firestore::host());
     let all = [own, store.clone()].concat();
     let (one, other) = (Inlet::serve(&refs(&all)).await, Inlet::serve(&refs(&all)).await);
+    one.ready().await;
+    other.ready().await;
     let folder = tempfile::tempdir().unwrap();
     let of_command =
         [settings(&[("DATA_DIR", folder.path().to_str().unwrap()), ("LOG_LEVEL", "error")]), store].concat();

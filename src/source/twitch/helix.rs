@@ -132,7 +132,7 @@ impl Helix {
             let rooms = if is_all { wanted.rooms().into_keys().collect() } else { missing };
             let asked = tokio::select! {
                 () = stopped(&mut stop) => return,
-                asked = self.look_up(&rooms, &wanted, &lookout) => asked,
+                asked = self.look_up(&rooms, &roster, &lookout) => asked,
             };
             match asked {
                 Ok(()) => {
@@ -154,13 +154,20 @@ impl Helix {
         }
     }
 
-    async fn look_up(&self, rooms: &[RoomId], wanted: &Roster, lookout: &Lookout) -> Result<(), LookupError> {
-        let known = wanted.rooms();
+    async fn look_up(
+        &self,
+        rooms: &[RoomId],
+        roster: &watch::Receiver<Arc<Roster>>,
+        lookout: &Lookout,
+    ) -> Result<(), LookupError> {
         for batch in rooms.chunks(BATCH) {
             let asked: BTreeSet<_> = batch.iter().copied().collect();
-            for (room, login) in self.logins(batch).await? {
+            let answered = self.logins(batch).await?;
+            let wanted = Arc::clone(&roster.borrow());
+            let known = wanted.rooms();
+            for (room, login) in answered {
                 if asked.contains(&room) && known.get(&room) != Some(&login.as_str()) {
-                    lookout.saw(room, &login, self.clock.now(), wanted);
+                    lookout.saw(room, &login, self.clock.now(), &wanted);
                 }
             }
         }

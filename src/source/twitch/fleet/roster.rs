@@ -84,8 +84,10 @@ impl Fleet {
         login: &str,
         (room, at): (Option<RoomId>, Timestamp),
     ) -> bool {
-        let (Some(room), now) = (room, Instant::now()) else { return true };
         let Some(wanted) = self.roster.channels.get(login) else { return true };
+        // Which room answers is said by its ROOMSTATE; where a certain one is wanted, that is waited for.
+        let Some(room) = room else { return wanted.is_fixed || wanted.room.is_none() };
+        let now = Instant::now();
         self.lookout.saw(room, login, at, &self.roster);
         if wanted.is_fixed || wanted.room.is_none_or(|wanted| wanted == room) {
             return true;
