@@ -3,6 +3,7 @@
 
 use clap::{Args, Subcommand};
 use prometheus::Registry;
+use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -121,7 +122,8 @@ impl Desk {
                 })
             }
             Self::Service(service) => {
-                let request = service.post("/admin/channels").json(&json!({ "login": login }));
+                let request =
+                    service.request(Method::POST, "/admin/channels").json(&json!({ "login": login }));
                 let response = service.send(request).await?;
                 let is_new = response.status() == reqwest::StatusCode::CREATED;
                 let channel = response.json().await.map_err(|error| service.away(error))?;
@@ -138,7 +140,7 @@ impl Desk {
             Self::Service(service) => {
                 // Whatever was typed: the service says what is wrong with it.
                 let segment = url_segment(login);
-                let request = service.delete(&format!("/admin/channels/{segment}"));
+                let request = service.request(Method::DELETE, &format!("/admin/channels/{segment}"));
                 let response = service.send(request).await?;
                 Ok(Done::Removed(response.json().await.map_err(|error| service.away(error))?))
             }

@@ -80,10 +80,6 @@ impl Service {
         self.with_token(self.client.get(format!("{}{path}", self.base)))
     }
 
-    pub(super) fn delete(&self, path: &str) -> RequestBuilder {
-        self.with_token(self.client.delete(format!("{}{path}", self.base)))
-    }
-
     /// A request whose body may be long, and whose answer comes when all of it is dealt with.
     pub(super) fn post(&self, path: &str) -> RequestBuilder {
         self.with_token(self.patient_client.post(format!("{}{path}", self.base)))

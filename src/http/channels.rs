@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use axum::extract::State as Extract;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
 use axum::routing::{delete, get};
 use axum::{Json, Router};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::problem::{Problem, ProblemCode};
+use super::request::Segment;
 use super::{Server, State};
 use crate::channels::{Added, Channel, ChannelError};
 use crate::errors::Coded as _;
@@ -62,7 +63,7 @@ async fn add(
     }
 }
 
-async fn remove(Extract(server): State, Path(login): Path<String>) -> Result<Json<Channel>, Problem> {
+async fn remove(Extract(server): State, Segment(login): Segment) -> Result<Json<Channel>, Problem> {
     server.shown.channels.remove(&login).await.map(Json).map_err(|error| problem(&error))
 }
 

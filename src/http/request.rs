@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State as Extract};
+use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State as Extract};
+use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -11,11 +12,24 @@ use uuid::Uuid;
 
 use super::Server;
 use super::metrics::{Route, StatusFamily};
-use super::problem::Problem;
+use super::problem::{Problem, ProblemCode};
 use crate::telemetry::metrics::Label as _;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LONGEST_ID: usize = 128;
+
+/// A segment of a path, as it is meant.
+pub(super) struct Segment(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let segment = Path::<String>::from_request_parts(parts, state).await;
+        let segment = segment.map_err(|why| Problem::new(ProblemCode::BadRequest, why.body_text()))?;
+        Ok(Self(segment.0))
+    }
+}
 
 /// The id of a request.
 #[derive(Debug, Clone)]

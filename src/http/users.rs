@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::{Query, State as Extract};
 use axum::routing::{delete, get, put};
 use axum::{Json, Router};
 
 use super::problem::{Problem, ProblemCode};
+use super::request::Segment;
 use super::{Server, State};
 use crate::errors::Coded as _;
 use crate::users::operations::{Edit, Filter, Page, UserError, UserKey, UserView};
@@ -44,14 +45,14 @@ async fn list(
     Ok(Json(server.shown.desk.list(&filter).await?))
 }
 
-async fn show(Extract(server): State, Path(key): Path<String>) -> Result<Json<UserView>, Problem> {
+async fn show(Extract(server): State, Segment(key): Segment) -> Result<Json<UserView>, Problem> {
     let (desk, key) = at(&server, &key)?;
     Ok(Json(desk.show(&key).await?))
 }
 
 async fn edit(
     Extract(server): State,
-    Path(key): Path<String>,
+    Segment(key): Segment,
     body: Result<Json<Edit>, JsonRejection>,
 ) -> Result<Json<UserView>, Problem> {
     let (desk, key) = at(&server, &key)?;
@@ -60,22 +61,22 @@ async fn edit(
     Ok(Json(desk.edit(&key, &edit).await?))
 }
 
-async fn ignore(Extract(server): State, Path(key): Path<String>) -> Result<Json<UserView>, Problem> {
+async fn ignore(Extract(server): State, Segment(key): Segment) -> Result<Json<UserView>, Problem> {
     let (desk, key) = at(&server, &key)?;
     Ok(Json(desk.ignore(&key).await?))
 }
 
-async fn unignore(Extract(server): State, Path(key): Path<String>) -> Result<Json<UserView>, Problem> {
+async fn unignore(Extract(server): State, Segment(key): Segment) -> Result<Json<UserView>, Problem> {
     let (desk, key) = at(&server, &key)?;
     Ok(Json(desk.unignore(&key).await?))
 }
 
-async fn forget(Extract(server): State, Path(key): Path<String>) -> Result<Json<Farewell>, Problem> {
+async fn forget(Extract(server): State, Segment(key): Segment) -> Result<Json<Farewell>, Problem> {
     let (desk, key) = at(&server, &key)?;
     Ok(Json(desk.forget(&key).await?))
 }
 
-async fn unforget(Extract(server): State, Path(key): Path<String>) -> Result<Json<UserView>, Problem> {
+async fn unforget(Extract(server): State, Segment(key): Segment) -> Result<Json<UserView>, Problem> {
     let (desk, key) = at(&server, &key)?;
     Ok(Json(desk.unforget(&key).await?))
 }
