@@ -159,7 +159,7 @@ async fn find_way(
     } else if asks_stream
         && config.path.bus.driver == Driver::Embedded
         // Whoever else holds the folder has the stream; the store is elsewhere.
-        && let Ok(Held::ByUs(folder)) = hold(config, "user", &service).await
+        && let Ok(folder) = DataDir::take(&config.data_dir, &format!("inlet user, process {}", std::process::id()))
     {
         held = Some(folder);
     }

@@ -303,7 +303,7 @@ impl Barred {
         let is_first = *self.0.knowledge.borrow() != Knowledge::Known;
         let forgotten = self.hear(is_whole, said);
         if let Some(users) = users {
-            users.forget_all(forgotten, is_first);
+            users.0.forget_all(forgotten, is_first);
         }
     }
 }

@@ -59,28 +59,6 @@ impl Erasures {
 }
 
 impl Users {
-    /// These users are not to be known from here on: whatever memory holds of them is dropped, and their documents are
-    /// looked for. `is_first`: nothing of this process can have been written yet.
-    pub(super) fn forget_all(&self, forgotten: Vec<Tombstone>, is_first: bool) {
-        if forgotten.is_empty() {
-            return;
-        }
-        let keys: Vec<_> = forgotten.iter().map(|one| Arc::clone(&one.key)).collect();
-        {
-            let mut table = self.0.table();
-            for key in &keys {
-                table.bar(key);
-            }
-            self.0.show(&mut table);
-        }
-        self.0.erase(&keys, !is_first);
-        if self.0.config.mode == EnrichMode::On {
-            self.0.words.add(forgotten.into_iter().filter(|one| !one.is_told));
-        }
-        // An opening of theirs may have been waited for.
-        self.0.changed.notify_one();
-    }
-
     /// Looks for documents of forgotten users, and deletes them. Does not end.
     pub async fn erase_forgotten(self) {
         let shared = &*self.0;
@@ -120,6 +98,28 @@ impl Users {
 }
 
 impl Shared {
+    /// These users are not to be known from here on: whatever memory holds of them is dropped, and their documents are
+    /// looked for. `is_first`: nothing of this process can have been written yet.
+    pub(super) fn forget_all(&self, forgotten: Vec<Tombstone>, is_first: bool) {
+        if forgotten.is_empty() {
+            return;
+        }
+        let keys: Vec<_> = forgotten.iter().map(|one| Arc::clone(&one.key)).collect();
+        {
+            let mut table = self.table();
+            for key in &keys {
+                table.bar(key);
+            }
+            self.show(&mut table);
+        }
+        self.erase(&keys, !is_first);
+        if self.config.mode == EnrichMode::On {
+            self.words.add(forgotten.into_iter().filter(|one| !one.is_told));
+        }
+        // An opening of theirs may have been waited for.
+        self.changed.notify_one();
+    }
+
     /// Their documents are looked for now, and `again` when no write of before can come any more.
     fn erase(&self, keys: &[Arc<str>], again: bool) {
         if self.config.mode == EnrichMode::On {
@@ -154,17 +154,24 @@ impl Shared {
             return Ok(());
         }
         let found = self.store.get_many(&names, PATIENCE).await?;
-        let there = names.into_iter().zip(found).filter(|(_, document)| document.is_some());
+        let there =
+            names.into_iter().zip(found).filter_map(|(name, document)| Some((name, document?.version)));
+        // As it was found: whoever was taken in again meanwhile is somebody new.
         let writes: Vec<_> = there
-            .map(|(name, _)| Write { name, change: Change::Delete, condition: Condition::Always })
+            .map(|(name, version)| Write { name, change: Change::Delete, condition: Condition::At(version) })
             .collect();
         if writes.is_empty() {
             return Ok(());
         }
-        let users = writes.len();
-        for outcome in self.store.write_many(writes, PATIENCE).await? {
+        let (users, ids) = (writes.len(), writes.iter().map(|write| Arc::clone(&write.name.id)));
+        let ids: Vec<_> = ids.collect();
+        for (id, outcome) in ids.into_iter().zip(self.store.write_many(writes, PATIENCE).await?) {
             match outcome {
-                Ok(_) | Err(WriteRefusal::Conflict) => {}
+                Ok(_) => {}
+                // It was written meanwhile: looked at once more.
+                Err(WriteRefusal::Conflict) => {
+                    self.erasures.add(Instant::now() + FIRST_RETRY, [id].into_iter());
+                }
                 Err(WriteRefusal::Failed(error)) => return Err(error),
             }
         }

@@ -95,11 +95,20 @@ impl Shared {
 
     /// Reads users into the table; a failure opens the circuit.
     pub(super) async fn read(&self, keys: Vec<Arc<str>>, within: std::time::Duration) {
-        let names: Vec<_> = keys.into_iter().map(Name::user).collect();
+        let names: Vec<_> = {
+            let barred = self.barred.now();
+            keys.into_iter().filter(|key| !barred.is_forgotten(key)).map(Name::user).collect()
+        };
+        if names.is_empty() {
+            return;
+        }
         match self.store.get_many(&names, within).await {
             Ok(documents) => {
+                // Who was forgotten meanwhile is not remembered as they were.
+                let barred = self.barred.now();
                 let mut table = self.table();
-                for (name, document) in names.iter().zip(&documents) {
+                let known = names.iter().zip(&documents).filter(|(name, _)| !barred.is_forgotten(&name.id));
+                for (name, document) in known {
                     tracing::debug!(user_ref = %name, exists = document.is_some(), "user loaded");
                     table.loaded(&name.id, document.as_ref());
                 }
@@ -119,7 +128,9 @@ impl Shared {
         for visit in &visits[met.len()..] {
             // Let in the moment before: it is nobody's.
             if barred.is_forgotten(&visit.key) {
-                met.push(Meeting::Unmatched(UnmatchedReason::NoUser));
+                let meeting = Meeting::Unmatched(UnmatchedReason::NoUser);
+                self.count(&meeting);
+                met.push(meeting);
                 continue;
             }
             let meeting = match table.enter(visit, is_away) {

@@ -406,6 +406,16 @@ pub async fn edit(store: &Store, clock: &Clock, key: &UserKey, edit: &Edit) -> R
         let version = document.as_ref().map(|document| document.version);
         match store.write(Write::over(key.user(), version, written.clone()), PATIENCE).await {
             Ok(version) => {
+                if document.is_none() && is_forgotten(store, key).await? {
+                    // By somebody else, while this made a document of them.
+                    let condition = Condition::At(version);
+                    drop(
+                        store
+                            .write(Write { name: key.user(), change: Change::Delete, condition }, PATIENCE)
+                            .await,
+                    );
+                    return Err(UserError::Forgotten(key.clone()));
+                }
                 let mut now = document.map(|document| document.fields).unwrap_or_default();
                 now.extend(written);
                 return Ok(UserView::new(&key.0, Some(Document { fields: now, version }), barred.as_ref()));
@@ -415,6 +425,11 @@ pub async fn edit(store: &Store, clock: &Clock, key: &UserKey, edit: &Edit) -> R
         }
     }
     Err(UserError::Contended(key.clone()))
+}
+
+async fn is_forgotten(store: &Store, key: &UserKey) -> Result<bool, StoreError> {
+    let barred = store.get(&key.barred(), PATIENCE).await?;
+    Ok(barred.is_some_and(|barred| Bar::read(&barred.fields) == Bar::Forgotten))
 }
 
 /// From here on, what this user says is not taken in. Their document stays as it is.

@@ -242,8 +242,9 @@ impl Shared {
             match self.store.write(Write::set(name.clone(), fields.clone()), PATIENCE).await {
                 Ok(version) => {
                     tracing::info!("the store did not know that somebody is forgotten; the stream did");
-                    // The store says it again; nobody need wait for that.
-                    drop(self.barred.hear(false, &[(name, Some(Document { fields, version }))]));
+                    // The store says it again, which is no news then: whatever follows is done here.
+                    let forgotten = self.barred.hear(false, &[(name, Some(Document { fields, version }))]);
+                    self.forget_all(forgotten, false);
                 }
                 Err(WriteRefusal::Failed(error)) => {
                     self.circuit.trip(&error);
