@@ -2,28 +2,25 @@
 //! Never a panic, never a lost connection, every line accounted for.
 //!
 //! Bounded here; by hand as many as wanted: `INLET_FUZZ_LINES=10000000 INLET_FUZZ_SEED=7 cargo nextest run --release fuzz`
-//! (`INLET_FUZZ_SOCKET_LINES` for those over a socket). The same seed makes the same lines.
+//! (`INLET_FUZZ_SOCKET_LINES` for those over a socket). The same seed makes the same lines. `scripts/fuzz` lets a fuzzer led by
+//! coverage look for more.
+
+mod reader;
+mod settings;
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command as Process;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::{Args as _, FromArgMatches as _};
-use inlet::app::AppArgs;
-use inlet::clock::Clock;
-use inlet::envelope::draft::Content;
-use inlet::envelope::{DeadLetterReason, EnvelopeV1, Origin, UnmatchedReason};
-use inlet::settings::{Environment, Problems};
+use inlet::settings::Environment;
 use inlet::sim::{Command, SimConfig, Simulator};
-use inlet::source::twitch::lines::Lines;
-use inlet::source::twitch::normalize::TakenIn;
-use inlet::source::twitch::{Normalizer, Reading, SharedChatMode, TwitchMetrics};
-use jiff::Timestamp;
+use inlet::source::twitch::SharedChatMode;
 use serde_json::Value;
 
+use self::reader::Reader;
+use self::settings::{SECRETS, Settings};
 use crate::harness::inlet::Inlet;
 use crate::harness::nats::Nats;
 use crate::harness::stream::read;
@@ -213,71 +210,24 @@ fn fixture() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat.irc")
 }
 
-/// What became of lines.
-#[derive(Debug, Default)]
-struct Fates {
-    events: u64,
-    not_normalizable: u64,
-    unparsable: u64,
-    too_long: u64,
-    protocol: u64,
-    empty: u64,
-}
-
-impl Fates {
-    fn take(&mut self, reading: Reading, at: Timestamp) {
-        let draft = match reading {
-            Reading::Draft(draft) => draft,
-            Reading::Protocol(_) => return self.protocol += 1,
-            Reading::Empty => return self.empty += 1,
-        };
-        match &draft.content {
-            Content::Event(event) => {
-                EnvelopeV1::new(&draft, event, Err(UnmatchedReason::Disabled), at).to_json().unwrap();
-                self.events += 1;
-            }
-            Content::Unusable { reason, .. } => match reason {
-                DeadLetterReason::LineTooLong => self.too_long += 1,
-                DeadLetterReason::NotNormalizable => self.not_normalizable += 1,
-                _ => self.unparsable += 1,
-            },
-        }
-    }
-
-    fn all(&self) -> u64 {
-        self.events + self.not_normalizable + self.unparsable + self.too_long + self.protocol + self.empty
-    }
-}
-
 #[test]
 fn mutated_lines_make_no_panic_and_each_comes_to_an_end() {
     let count = asked("INLET_FUZZ_LINES", 50_000);
     let mut mutator = Mutator::new(seed());
-    let metrics = Arc::new(TwitchMetrics::new(&prometheus::Registry::new()).unwrap());
-    let normalizer = [SharedChatMode::SourceOnly, SharedChatMode::All]
-        .map(|mode| Normalizer::new(Origin::Replay, mode, Arc::clone(&metrics)));
-    let (mut lines, mut fates, at) = (Lines::new(), Fates::default(), Clock::system().now());
-    let start = Instant::now();
-    while fates.all() < count {
-        let line = mutator.next();
-        lines.buffer().extend_from_slice(&line);
-        lines.buffer().extend_from_slice(if mutator.random.bool() { b"\r\n" } else { b"\n" });
-        let normalizer = &normalizer[usize::from(mutator.random.bool())];
-        let mut read = || {
-            let before = fates.all();
-            while let Some(line) = lines.next_line() {
-                fates.take(normalizer.read(line, TakenIn { at, instant: start }), at);
-            }
-            fates.all() - before
-        };
-        let ends = catch_unwind(AssertUnwindSafe(&mut read));
+    let (mut reader, start) = (Reader::new(), Instant::now());
+    while reader.fates.all() < count {
+        let (mut line, before) = (mutator.next(), reader.fates.all());
+        line.extend_from_slice(if mutator.random.bool() { b"\r\n" } else { b"\n" });
+        let mode = if mutator.random.bool() { SharedChatMode::All } else { SharedChatMode::SourceOnly };
+        let read = catch_unwind(AssertUnwindSafe(|| reader.read(&line, mode)));
         assert!(
-            matches!(ends, Ok(1)),
-            "{ends:?} for {:?} ({})",
+            read.is_ok() && reader.fates.all() == before + 1,
+            "{read:?} for {:?} ({})",
             line.escape_ascii().to_string(),
             mutator.made
         );
     }
+    let fates = reader.fates;
     println!("{count} lines with seed {} in {:?}: {fates:?}", seed(), start.elapsed());
     assert!(fates.events + fates.not_normalizable >= count / 2, "too few reach the normaliser: {fates:?}");
     assert!(fates.unparsable > 0 && fates.protocol > 0 && fates.not_normalizable > 0, "{fates:?}");
@@ -286,9 +236,8 @@ fn mutated_lines_make_no_panic_and_each_comes_to_an_end() {
 #[test]
 fn mutated_settings_make_no_panic() {
     let count = asked("INLET_FUZZ_LINES", 50_000) / 50;
-    let command = AppArgs::augment_args(clap::Command::new("inlet"));
-    let flags: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
-    assert!(flags.len() > 30);
+    let settings = Settings::new();
+    assert!(settings.flags.len() > 30);
     let values = [
         "",
         " ",
@@ -330,22 +279,12 @@ fn mutated_settings_make_no_panic() {
                 if random.bool() {
                     value.push_str(random.choice(values).unwrap());
                 }
-                format!("--{}={value}", random.choice(&flags).unwrap())
+                format!("--{}={value}", random.choice(&settings.flags).unwrap())
             })
             .collect();
-        let names =
-            ["ADMIN_TOKEN", "TWITCH_BOT_ACCESS_TOKEN", "TWITCH_BOT_ACCESS_TOKEN_FILE", "STREAM_TOKEN"];
-        let name = (*random.choice(names).unwrap()).to_owned();
+        let name = (*random.choice(SECRETS).unwrap()).to_owned();
         let environment = Environment::new([(name, (*random.choice(values).unwrap()).to_owned())]);
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            let arguments = std::iter::once("inlet").chain(given.iter().map(String::as_str));
-            let Ok(matches) = command.clone().try_get_matches_from(arguments) else { return true };
-            let mut problems = Problems::default();
-            let config = AppArgs::from_arg_matches(&matches).unwrap().check(&environment, &mut problems);
-            // Either a configuration, or what is wrong with it.
-            assert!(config.is_some() || !problems.lines().is_empty());
-            !problems.lines().is_empty()
-        }));
+        let ended = catch_unwind(AssertUnwindSafe(|| settings.are_refused(&given, &environment)));
         refused += u64::from(ended.unwrap_or_else(|_| panic!("{given:?} {environment:?}")));
     }
     assert!((1..count).contains(&refused), "{refused} of {count} refused");
