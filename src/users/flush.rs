@@ -222,10 +222,15 @@ impl Shared {
             Err(WriteRefusal::Conflict) => return table.not_flushed(&flushing.key),
             Err(WriteRefusal::Failed(error)) => error,
         };
-        if !error.is_transient() {
-            tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
+        let (key, now) = (&flushing.key, self.clock.now());
+        if error.is_transient() {
+            return table.postpone(key, now);
         }
-        table.postpone(&flushing.key, self.clock.now());
+        tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(key), error = %error, "the user's document cannot be written");
+        let given_up = table.refused(key, now);
+        if given_up > 0 {
+            tracing::error!(error_code = %ErrorCode::CountsLost, user_ref = %UserRef(key), events = given_up, "what the user's document does not count is given up: the store refuses to write it");
+        }
     }
 
     /// Up to where the stream is counted; `None` if nothing is.
