@@ -272,12 +272,19 @@ async fn an_operators_note_is_in_the_next_envelope_after_two_seconds_and_never_o
     let metrics = inlet.metrics().await;
     let asked = metrics.get("inlet_store_requests_total{op=\"get\",result=\"ok\"}") - reads;
     assert!(asked < 10, "{asked} reads for three edits");
+    // Nobody says when: it is found at the user's next flush.
+    emulator.edit(&key, json!({ "notes": "quietly" })).await;
+    eventually("the note is published", || async {
+        let found = read(&setting.nats.url(), "INLET").await;
+        (found.last()?.body["user"]["notes"] == "quietly").then_some(())
+    })
+    .await;
     ended_well(&mut inlet).await;
     let last = read(&setting.nats.url(), "INLET").await.pop().unwrap().body;
     assert_eq!(last["user"]["status"], "watched");
     assert!(last["user"]["tags"].as_array().unwrap().contains(&json!("VIP")), "{last}");
     let users = emulator.users().await;
-    assert_eq!((&users[&key]["notes"], &users[&key]["tags"]), (&json!("note 2"), &json!(["VIP"])));
+    assert_eq!((&users[&key]["notes"], &users[&key]["tags"]), (&json!("quietly"), &json!(["VIP"])));
 }
 
 #[tokio::test]
@@ -286,6 +293,11 @@ async fn a_dry_run_reads_and_writes_nothing() {
     let mut inlet = setting.serve(&[("ENRICH_MODE", "dry-run"), ("LOG_LEVEL", "debug")]).await;
     setting.simulator.has_finished(500).await;
     inlet.settled(500).await.assert_account_closes();
+    let metrics = inlet.metrics().await;
+    let writes = ["ok", "away", "refused"].map(|result| {
+        metrics.get(&format!("inlet_store_requests_total{{op=\"write\",result=\"{result}\"}}"))
+    });
+    assert_eq!(writes, [0, 0, 0]);
     ended_well(&mut inlet).await;
     let emulator = setting.emulator.as_ref().unwrap();
     assert!(emulator.users().await.is_empty() && emulator.read_all("inlet").await.is_empty());
