@@ -115,8 +115,8 @@ impl AppError {
     /// Whether somebody has to change the configuration.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::DataDir(_)
-            | Self::BusUnfit(_)
+            Self::DataDir(error) => error.is_configuration(),
+            Self::BusUnfit(_)
             | Self::CountingUnfit(_)
             | Self::Source(_)
             | Self::Token(_)
@@ -388,10 +388,10 @@ fn holder(port: u16) -> String {
 
 /// The folder and the port, ours from here on.
 async fn take_place(config: &AppConfig) -> Result<(DataDir, TcpListener, SocketAddr), AppError> {
-    let mut data_dir = DataDir::take(&config.data_dir, &holder(config.http.port))?;
+    let mut data_dir = DataDir::take_for_good(&config.data_dir, &holder(config.http.port))?;
     let listener = listen(&config.http).await?;
     let address = listener.local_addr().map_err(|source| listen_error(&config.http, source))?;
-    data_dir.say(&holder(address.port()))?;
+    data_dir.say(&holder(address.port()));
     say_hello(config, address);
     config.http.say_weak_tokens();
     Ok((data_dir, listener, address))

@@ -6,10 +6,15 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 const LOCK: &str = "lock";
+
+/// Somebody who only looks has the lock for less than this.
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 
 /// Why the folder cannot be used.
 #[derive(Debug, Error)]
@@ -88,7 +93,28 @@ pub struct DataDir {
     lock: File,
 }
 
+impl DataDirError {
+    /// Whether somebody has to change the configuration; a full disk is no such thing.
+    pub fn is_configuration(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        !matches!(self, Self::Unusable { source, .. } if full.contains(&source.kind()))
+    }
+}
+
 impl DataDir {
+    /// The same for one who comes to stay: somebody may be looking at the folder just now. Blocks for that moment.
+    pub fn take_for_good(path: &Path, holder: &str) -> Result<Self, DataDirError> {
+        let deadline = Instant::now() + LONGEST_LOOK;
+        loop {
+            match Self::take(path, holder) {
+                Err(DataDirError::Held { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(BETWEEN_ATTEMPTS);
+                }
+                taken => return taken,
+            }
+        }
+    }
+
     /// Takes the folder, making it if need be. `holder` is what another process that wants it is told.
     pub fn take(path: &Path, holder: &str) -> Result<Self, DataDirError> {
         let unusable = |source| DataDirError::Unusable { path: path.to_owned(), source };
@@ -109,7 +135,7 @@ impl DataDir {
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
         let mut this = Self { path: path.to_owned(), lock };
-        this.say(holder)?;
+        this.say(holder);
         Ok(this)
     }
 
@@ -118,14 +144,17 @@ impl DataDir {
         &self.path
     }
 
-    /// Changes what another process that wants the folder is told.
-    pub fn say(&mut self, holder: &str) -> Result<(), DataDirError> {
+    /// Changes what another process that wants the folder is told. It is held all the same where that cannot be written: the
+    /// disk may be full.
+    pub fn say(&mut self, holder: &str) {
         let mut say = || {
             self.lock.set_len(0)?;
             self.lock.rewind()?;
             self.lock.write_all(holder.as_bytes())
         };
-        say().map_err(|source| DataDirError::Unusable { path: self.path.clone(), source })
+        if let Err(error) = say() {
+            tracing::warn!(error = %error, path = %self.path.display(), "who holds the data folder cannot be written into it");
+        }
     }
 }
 
@@ -171,6 +200,25 @@ mod tests {
         drop(held);
         assert_eq!(look(&path).unwrap().holder, None);
         assert!(look(&path.join(LOCK)).is_err() && look(&path.join(LOCK).join("x")).is_err());
+    }
+
+    #[test]
+    fn who_only_looks_keeps_nobody_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let looking = DataDir::take(folder.path(), "somebody who looks").unwrap();
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| DataDir::take_for_good(folder.path(), "inlet serve, process 7"));
+            std::thread::sleep(BETWEEN_ATTEMPTS);
+            drop(looking);
+            assert!(taking.join().unwrap().is_ok());
+        });
+    }
+
+    #[test]
+    fn a_full_disk_is_no_configuration() {
+        let of = |kind: io::ErrorKind| DataDirError::Unusable { path: PathBuf::new(), source: kind.into() };
+        assert!(!of(io::ErrorKind::StorageFull).is_configuration());
+        assert!(of(io::ErrorKind::PermissionDenied).is_configuration());
     }
 
     #[test]

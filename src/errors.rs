@@ -113,8 +113,8 @@ codes! {
     StreamUncountable => "stream_uncountable", None, "Read the reason in the log; counts stand still until it is mended.";
     /// Events are not counted yet; they will be, after the store is back or at the next start.
     CountsDeferred => "counts_deferred", None, "Nothing, if it is rare; else look at the store's speed.";
-    /// Events are gone from the stream before they were counted.
-    CountsLost => "counts_lost", None, "Let the stream keep messages for longer: NATS_STREAM_MAX_AGE, NATS_STREAM_MAX_BYTES.";
+    /// Events are gone from the stream, or given up, before they were counted.
+    CountsLost => "counts_lost", None, "Let the stream keep messages for longer: NATS_STREAM_MAX_AGE, NATS_STREAM_MAX_BYTES; or mend the user's document that the log names.";
     /// A stored value has the wrong shape, and is taken for absent.
     BadStoredValue => "bad_stored_value", None, "Mend the fields that the log names; somebody wrote them by hand.";
 

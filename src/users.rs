@@ -232,7 +232,7 @@ impl Shared {
         let lost = table.take_lost();
         if lost > 0 {
             self.metrics.lost.inc_by(lost);
-            tracing::error!(error_code = %ErrorCode::CountsLost, events = lost, "events are gone from the stream before they were counted");
+            tracing::error!(error_code = %ErrorCode::CountsLost, events = lost, "events are gone before they were counted");
         }
         self.metrics.cached.set(gauge(table.len() as u64));
         self.metrics.dirty.set(gauge(table.dirty() as u64));

@@ -48,12 +48,6 @@ pub enum EmbeddedError {
     /// The file cannot be opened, read or written; or it is of a later version of Inlet.
     #[error("the embedded stream {0}")]
     File(#[from] FileError),
-    /// A row is not what was written.
-    #[error("the embedded stream is damaged at position {position}")]
-    Damaged {
-        /// First position of the row.
-        position: u64,
-    },
     /// The folder cannot be made.
     #[error("the data folder cannot be used")]
     Folder(#[source] std::io::Error),

@@ -189,8 +189,8 @@ pub struct JetStreamBus {
 
 struct Shared {
     state: watch::Sender<BusState>,
-    /// The session that stands, if one does.
-    session: watch::Sender<Option<Session>>,
+    /// The session that stands, if one does. Closed when nobody keeps the connection any longer.
+    session: watch::Receiver<Option<Session>>,
     /// Somebody was told that the stream is not there.
     stream_missed: Notify,
     last_info: Mutex<Option<StreamInfo>>,
@@ -206,16 +206,18 @@ impl JetStreamBus {
         window: usize,
     ) -> Arc<Self> {
         let desired = Desired::new(&config, bus);
+        let (sessions, session) = watch::channel(None);
         let shared = Arc::new(Shared {
             state: watch::Sender::new(BusState::Connecting),
-            session: watch::Sender::new(None),
+            session,
             stream_missed: Notify::new(),
             last_info: Mutex::new(None),
             desired,
         });
         let connector = session::Connector::new(config, tls.clone(), window);
         let mut tasks = Tasks::new();
-        tasks.spawn("nats connection", keep_connected(Arc::clone(&shared), connector));
+        let keeper = Keeper { shared: Arc::clone(&shared), sessions, keeps_by_limits: true };
+        tasks.spawn("nats connection", keeper.keep_connected(connector));
         Arc::new(Self { shared, tasks: Mutex::new(tasks) })
     }
 }
@@ -243,7 +245,7 @@ impl Bus for JetStreamBus {
                     other => BusError::Away(other.why().unwrap_or("not connected").to_owned()),
                 });
             };
-            let sessions = self.shared.session.subscribe();
+            let sessions = self.shared.session.clone();
             follow::follow(session, sessions, self.shared.desired.subjects.clone(), start, content).await
         }
         .boxed()
@@ -254,73 +256,88 @@ impl Bus for JetStreamBus {
     }
 }
 
-/// Connects, looks after the stream, and starts over when the connection is lost.
-async fn keep_connected(shared: Arc<Shared>, mut connector: session::Connector) {
-    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-    let mut owner = ensure::Owner::Unknown;
-    loop {
-        match connector.connect().await {
-            Ok(link) => {
-                let kept = keep_stream(&shared, &link, &mut owner, &mut backoff).await;
-                shared.session.send_replace(None);
-                if let Err(error) = kept {
-                    shared.say(BusState::Away(error));
+/// Keeps the connection. It alone can say which session stands, so that its end, by a panic too, ends the lanes, and with
+/// them the service.
+struct Keeper {
+    shared: Arc<Shared>,
+    sessions: watch::Sender<Option<Session>>,
+    /// What was last seen of the stream's retention: said when it changes, not whenever it is looked at.
+    keeps_by_limits: bool,
+}
+
+impl Keeper {
+    /// Connects, looks after the stream, and starts over when the connection is lost.
+    async fn keep_connected(mut self, mut connector: session::Connector) {
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut owner = ensure::Owner::Unknown;
+        loop {
+            match connector.connect().await {
+                Ok(link) => {
+                    let kept = self.keep_stream(&link, &mut owner, &mut backoff).await;
+                    self.sessions.send_replace(None);
+                    if let Err(error) = kept {
+                        self.shared.say(BusState::Away(error));
+                    }
                 }
+                Err(error) => self.shared.say(BusState::Away(error.to_string())),
             }
-            Err(error) => shared.say(BusState::Away(error.to_string())),
-        }
-        tokio::time::sleep(backoff.next_wait()).await;
-    }
-}
-
-/// Ensures the stream for as long as the connection stands; returns why it no longer does.
-async fn keep_stream(
-    shared: &Shared,
-    link: &session::Link,
-    owner: &mut ensure::Owner,
-    backoff: &mut Backoff,
-) -> Result<(), String> {
-    let mut lost = link.lost();
-    loop {
-        let ensured = tokio::select! {
-            ensured = ensure::ensure(link.context(), &shared.desired, *owner) => ensured,
-            () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
-        };
-        let wait = match ensured {
-            Ok(attached) => {
-                *owner = attached.owner;
-                shared.attach(Session::new(link, attached, link.largest_message()));
-                backoff.reset();
-                None
-            }
-            Err(BusError::Unfit(why)) => {
-                shared.session.send_replace(None);
-                shared.say(BusState::Unfit(why));
-                Some(backoff.next_wait())
-            }
-            Err(error) => {
-                shared.session.send_replace(None);
-                shared.say(BusState::Away(error.to_string()));
-                Some(backoff.next_wait())
-            }
-        };
-        tokio::select! {
-            () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
-            () = tokio::time::sleep(wait.unwrap_or(CHECK_PERIOD)) => {}
-            () = async {
-                shared.stream_missed.notified().await;
-                // Many messages miss it at once; one look is enough.
-                tokio::time::sleep(FIRST_RETRY).await;
-            }, if wait.is_none() => {}
+            tokio::time::sleep(backoff.next_wait()).await;
         }
     }
-}
 
-impl Shared {
+    /// Ensures the stream for as long as the connection stands; returns why it no longer does.
+    async fn keep_stream(
+        &mut self,
+        link: &session::Link,
+        owner: &mut ensure::Owner,
+        backoff: &mut Backoff,
+    ) -> Result<(), String> {
+        let mut lost = link.lost();
+        loop {
+            let ensured = tokio::select! {
+                ensured = ensure::ensure(link.context(), &self.shared.desired, *owner) => ensured,
+                () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
+            };
+            let wait = match ensured {
+                Ok(attached) => {
+                    *owner = attached.owner;
+                    self.warn_of_retention(&attached);
+                    self.attach(Session::new(link, attached, link.largest_message()));
+                    backoff.reset();
+                    None
+                }
+                Err(error) => {
+                    self.sessions.send_replace(None);
+                    self.shared.say(match error {
+                        BusError::Unfit(why) => BusState::Unfit(why),
+                        error => BusState::Away(error.to_string()),
+                    });
+                    Some(backoff.next_wait())
+                }
+            };
+            tokio::select! {
+                () = gone(&mut lost) => return Err("the connection was lost".to_owned()),
+                () = tokio::time::sleep(wait.unwrap_or(CHECK_PERIOD)) => {}
+                () = async {
+                    self.shared.stream_missed.notified().await;
+                    // Many messages miss it at once; one look is enough.
+                    tokio::time::sleep(FIRST_RETRY).await;
+                }, if wait.is_none() => {}
+            }
+        }
+    }
+
+    fn warn_of_retention(&mut self, attached: &ensure::Attached) {
+        let kept = std::mem::replace(&mut self.keeps_by_limits, attached.keeps_by_limits);
+        if kept && !attached.keeps_by_limits {
+            tracing::warn!(error_code = %ErrorCode::StreamUnsafe, stream = attached.name, "the stream's retention is not limits: counts may be lost in a crash");
+        }
+    }
+
     fn attach(&self, session: Session) {
         let info = session.info();
-        *self.last_info.lock().unwrap_or_else(PoisonError::into_inner) = Some(info.clone());
-        self.session.send_if_modified(|current| {
+        *self.shared.last_info.lock().unwrap_or_else(PoisonError::into_inner) = Some(info);
+        self.sessions.send_if_modified(|current| {
             // The same stream on the same connection, looked at again: nothing changed.
             let same = current.as_ref().is_some_and(|current| current.is_same(&session));
             if !same {
@@ -328,9 +345,11 @@ impl Shared {
             }
             !same
         });
-        self.say(BusState::Up);
+        self.shared.say(BusState::Up);
     }
+}
 
+impl Shared {
     /// Notes the state, and logs it when it changes: transitions, not attempts.
     fn say(&self, state: BusState) {
         self.state.send_if_modified(|current| {
@@ -348,5 +367,36 @@ impl Shared {
             *current = state;
             true
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::Numbered;
+
+    /// What a lane needs, with nobody behind it but whoever holds the sender.
+    fn shared() -> (Arc<Shared>, watch::Sender<Option<Session>>) {
+        let (sessions, session) = watch::channel(None);
+        let subjects = SubjectTemplate::new("", "internal.ingress.v1").unwrap();
+        let retention = Retention { max_age: Duration::from_mins(1), max_bytes: None };
+        let desired =
+            Desired { subjects, stream: None, default_name: "INLET".to_owned(), retention, replicas: 1 };
+        let (stream_missed, last_info) = (Notify::new(), Mutex::new(None));
+        let state = watch::Sender::new(BusState::Up);
+        (Arc::new(Shared { state, session, stream_missed, last_info, desired }), sessions)
+    }
+
+    #[tokio::test]
+    async fn a_lane_ends_with_whoever_keeps_the_connection() {
+        let (shared, sessions) = shared();
+        let (messages, inbox) = mpsc::channel::<Vec<Numbered>>(1);
+        let (outbox, mut settled) = mpsc::channel(1);
+        let mut tasks = Tasks::new();
+        tasks.spawn("nats lane", lane::LaneEnd::new(shared, inbox, outbox).run());
+        drop(sessions);
+        let ended = tokio::time::timeout(Duration::from_secs(5), settled.recv()).await;
+        assert!(ended.is_ok_and(|settled| settled.is_none()), "it goes on refusing");
+        drop(messages);
     }
 }

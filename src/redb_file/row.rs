@@ -44,9 +44,18 @@ impl RowWriter {
     }
 
     /// The row.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub fn finish(self) -> Vec<u8> {
+        self.sealed(crc32fast::hash)
+    }
+
+    /// The row, whose checksum is right at this key alone.
+    pub fn finish_at(self, key: u64) -> Vec<u8> {
+        self.sealed(|rest| hash_at(key, rest))
+    }
+
+    fn sealed(mut self, hash: impl FnOnce(&[u8]) -> u32) -> Vec<u8> {
         self.bytes[self.count_at..self.count_at + 4].copy_from_slice(&self.count.to_le_bytes());
-        let checksum = crc32fast::hash(&self.bytes[CHECKSUM..]);
+        let checksum = hash(&self.bytes[CHECKSUM..]);
         self.bytes[..CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
         self.bytes
     }
@@ -54,8 +63,25 @@ impl RowWriter {
 
 /// What stands behind the checksum, if that is right.
 pub fn checked(row: &[u8]) -> Option<&[u8]> {
+    checked_by(row, crc32fast::hash)
+}
+
+/// The same of a row that stands at this key. Rows made by [`RowWriter::finish`] are taken too, wherever they stand: one
+/// that belongs elsewhere cannot be mistaken for such a one.
+pub fn checked_at(key: u64, row: &[u8]) -> Option<&[u8]> {
+    checked_by(row, |rest| hash_at(key, rest)).or_else(|| checked(row))
+}
+
+fn checked_by(row: &[u8], hash: impl FnOnce(&[u8]) -> u32) -> Option<&[u8]> {
     let (checksum, rest) = row.split_first_chunk()?;
-    (crc32fast::hash(rest) == u32::from_le_bytes(*checksum)).then_some(rest)
+    (hash(rest) == u32::from_le_bytes(*checksum)).then_some(rest)
+}
+
+fn hash_at(key: u64, rest: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&key.to_le_bytes());
+    hasher.update(rest);
+    hasher.finalize()
 }
 
 /// Text of at most 255 bytes, with its length before it.

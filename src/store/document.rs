@@ -145,7 +145,7 @@ pub fn read_user(fields: &Fields) -> (User, Vec<&'static str>) {
         session_activity_at: reader.read("lastSessionActivityAt", time),
     };
     let message_count = reader.read("messageCountAllTime", Value::as_u64).unwrap_or_default();
-    let applied = reader.read("applied", positions).unwrap_or_default();
+    let applied = reader.positions();
     let operator = Operator {
         notes: reader
             .read("notes", |value| value.as_str().map(shown_notes))
@@ -176,6 +176,19 @@ impl<'a> Reader<'a> {
         }
         read
     }
+
+    /// `applied`, entry by entry: one of the wrong shape spoils itself alone.
+    fn positions(&mut self) -> Vec<(Arc<str>, u64)> {
+        let entries = self.read("applied", Value::as_object);
+        let mut positions = Vec::with_capacity(entries.map_or(0, Fields::len));
+        for (stream, position) in entries.into_iter().flatten() {
+            match position.as_u64() {
+                Some(position) => positions.push((Arc::from(stream.as_str()), position)),
+                None => self.bad.push("applied"),
+            }
+        }
+        positions
+    }
 }
 
 fn time(value: &Value) -> Option<Moment> {
@@ -197,14 +210,6 @@ fn labels(value: &Value) -> Option<Vec<String>> {
         bytes <= LONGEST_TAGS
     });
     Some(labels)
-}
-
-fn positions(value: &Value) -> Option<Vec<(Arc<str>, u64)>> {
-    value
-        .as_object()?
-        .iter()
-        .map(|(stream, position)| Some((Arc::from(stream.as_str()), position.as_u64()?)))
-        .collect()
 }
 
 fn without_controls(text: &str) -> String {
@@ -273,10 +278,10 @@ mod tests {
     fn a_document_of_the_wrong_shape_is_read_field_by_field() {
         let (user, bad) = read_user(&fields(json!({
             "firstSeenAt": "2026-11-20T05:51:20.612Z", "lastSeenAt": 17, "sessionCount": -3,
-            "lastSessionId": "sess_x", "messageCountAllTime": 12, "applied": { "S@1": 5 },
+            "lastSessionId": "sess_x", "messageCountAllTime": 12, "applied": { "R@1": "x", "S@1": 5, "T@1": -1 },
             "notes": "a\u{1b}[31mb", "tags": ["b", "a", "b"], "status": null, "lastMessageAt": "yesterday",
         })));
-        assert_eq!(bad, ["lastSeenAt", "lastMessageAt", "sessionCount"]);
+        assert_eq!(bad, ["lastSeenAt", "lastMessageAt", "sessionCount", "applied", "applied"]);
         assert_eq!(user.history.first_seen_at.unwrap().as_millisecond(), 1_795_153_880_612);
         assert_eq!((user.message_count, &user.applied[..]), (12, &[(Arc::from("S@1"), 5)][..]));
         let operator = user.operator.unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::meet::identify;
@@ -221,10 +222,15 @@ impl Shared {
             Err(WriteRefusal::Conflict) => return table.not_flushed(&flushing.key),
             Err(WriteRefusal::Failed(error)) => error,
         };
-        if !error.is_transient() {
-            tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(&flushing.key), error = %error, "the user's document cannot be written");
+        let (key, now) = (&flushing.key, self.clock.now());
+        if error.is_transient() {
+            return table.postpone(key, now);
         }
-        table.postpone(&flushing.key, self.clock.now());
+        tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(key), error = %error, "the user's document cannot be written");
+        let given_up = table.refused(key, now);
+        if given_up > 0 {
+            tracing::error!(error_code = %ErrorCode::CountsLost, user_ref = %UserRef(key), events = given_up, "what the user's document does not count is given up: the store refuses to write it");
+        }
     }
 
     /// Up to where the stream is counted; `None` if nothing is.
@@ -241,7 +247,7 @@ impl Shared {
         {
             return Err(NotKnown::AnotherSubject(theirs.to_owned()));
         }
-        let position = document.as_ref().and_then(position);
+        let position = document.as_ref().and_then(|document| self.position_in(stream, document));
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         *counted = CountedTo {
             stream: stream.to_owned(),
@@ -253,7 +259,22 @@ impl Shared {
         Ok(position)
     }
 
-    /// The same as last read or written.
+    /// Up to where a note says that its stream is counted. One that says nothing of the kind is as good as none.
+    fn position_in(&self, stream: &str, note: &Document) -> Option<u64> {
+        let position = note.fields.get("countedTo").and_then(Value::as_u64);
+        if position.is_none() {
+            self.metrics.bad_values.inc();
+            tracing::warn!(error_code = %ErrorCode::BadStoredValue, stream, "the note of how far the stream is counted cannot be read; it is taken for absent");
+        }
+        position
+    }
+
+    /// The version of the note as last read or written; `None`: there is none.
+    pub(super) fn note_version(&self) -> Option<Version> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).version
+    }
+
+    /// Up to where the stream is counted, as last read or written.
     pub(super) fn counted_to_now(&self) -> u64 {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).position
     }
@@ -319,7 +340,8 @@ impl Shared {
             .map(|mut documents| documents.pop().flatten())
         {
             Ok(document) => {
-                let theirs = document.as_ref().and_then(position).unwrap_or(0);
+                let theirs =
+                    document.as_ref().and_then(|document| self.position_in(stream, document)).unwrap_or(0);
                 self.remember_note(stream, theirs, document.map(|document| document.version));
             }
             Err(error) => not_noted(&error),
@@ -338,10 +360,6 @@ impl Shared {
 
 fn not_noted(error: &StoreError) {
     tracing::debug!(error = %error, "how far the stream is counted was not noted");
-}
-
-fn position(document: &Document) -> Option<u64> {
-    document.fields.get("countedTo")?.as_u64()
 }
 
 fn write(flushing: &Flushing) -> Write {

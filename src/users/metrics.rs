@@ -71,7 +71,7 @@ impl UserMetrics {
             )?,
             lost: register.counter(
                 "counts_lost_total",
-                "Positions that the stream dropped before they were counted, at most",
+                "Events given up before they were counted, at most: the stream dropped them, or the store refuses their user's document",
             )?,
             circuit_open: register.gauge(
                 "store_circuit_open",

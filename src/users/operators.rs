@@ -14,6 +14,10 @@ use crate::telemetry::logs::Said;
 /// than it seems to need.
 const MARGIN: Duration = Duration::from_mins(5);
 
+/// Whoever was edited since a listener was attached is heard of with every write of theirs, and each is billed as a read:
+/// it is attached anew before there are many.
+const LONGEST_HEARING: Duration = Duration::from_hours(1);
+
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
@@ -28,15 +32,20 @@ impl Users {
             shared.circuit.until(false).await;
             match shared.store.edits(attached_at - MARGIN).await {
                 Ok(mut edits) => {
-                    while let Some(Ok(changed)) = edits.next().await {
-                        attached_at = shared.clock.now();
-                        backoff.reset();
+                    let heard_out = tokio::time::Instant::now() + LONGEST_HEARING;
+                    loop {
+                        let heard = tokio::time::timeout_at(heard_out, edits.next()).await;
+                        if !matches!(heard, Ok(None | Some(Err(_)))) {
+                            attached_at = shared.clock.now();
+                            backoff.reset();
+                        }
+                        let Ok(Some(Ok(changed))) = heard else { break };
                         let mut table = shared.table();
                         for (name, document) in &changed {
                             table.edited(&name.id, document);
                         }
                     }
-                    tracing::debug!("the listener for operators' edits was interrupted");
+                    tracing::debug!("the listener for operators' edits begins anew");
                 }
                 Err(error) if !error.is_transient() => {
                     said.failure(ErrorCode::StoreRefused, &error, "operators' edits cannot be followed");

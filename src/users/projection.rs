@@ -120,7 +120,11 @@ impl Shared {
             return Ok(None);
         }
         // Said before anything is counted, so that nobody with another subject begins beside us.
-        if is_first_ever && !self.write_note_over(&stream.identity, None, follower.first_position - 1).await {
+        // A note that cannot be read is written over.
+        let version = self.note_version();
+        if is_first_ever
+            && !self.write_note_over(&stream.identity, version, follower.first_position - 1).await
+        {
             return Ok(None);
         }
         let mut table = self.table();

@@ -24,6 +24,9 @@ use entry::{Base, Entry, InFlight, Known};
 
 pub(super) use flush::Flushing;
 
+/// Names of streams that are kept.
+const MOST_NAMES: usize = 1_000;
+
 /// Users by key.
 pub(super) struct Table {
     entries: HashMap<Arc<str>, Entry>,
@@ -39,6 +42,8 @@ pub(super) struct Table {
     streams: Vec<Stream>,
     /// Which of them is followed now.
     present: usize,
+    /// Names of streams in documents, each once: they stand in every user's.
+    names: HashSet<Arc<str>>,
     gap: Duration,
     most_users: usize,
     most_pending: usize,
@@ -129,6 +134,7 @@ impl Table {
             acked: BTreeMap::new(),
             streams: Vec::new(),
             present: 0,
+            names: HashSet::new(),
             gap,
             most_users,
             most_pending,
@@ -186,7 +192,10 @@ impl Table {
         let base = match document {
             None => Base::Absent,
             Some(document) => {
-                let (user, bad) = document::read_user(&document.fields);
+                let (mut user, bad) = document::read_user(&document.fields);
+                for (stream, _) in &mut user.applied {
+                    *stream = self.named(stream);
+                }
                 if !bad.is_empty() {
                     self.bad_values += bad.len() as u64;
                     tracing::warn!(user_ref = %UserRef(key), fields = ?bad, "stored values of the wrong shape are taken for absent");
@@ -203,6 +212,20 @@ impl Table {
         if is_news {
             self.rebase(key, base);
         }
+    }
+
+    /// The stream's name, which others may have already.
+    fn named(&mut self, stream: &str) -> Arc<str> {
+        if let Some(name) = self.names.get(stream) {
+            return Arc::clone(name);
+        }
+        // Somebody's documents may name any number of them.
+        if self.names.len() >= MOST_NAMES {
+            self.names.clear();
+        }
+        let name = Arc::from(stream);
+        self.names.insert(Arc::clone(&name));
+        name
     }
 
     /// An operator changed a document. Users not in memory are read when they come.
@@ -362,14 +385,17 @@ impl Table {
     }
 
     fn entry(&mut self, key: &Arc<str>) -> &mut Entry {
-        self.make_room();
+        self.make_room_for(key);
         let Self { entries, ring, .. } = self;
         place(entries, ring, key)
     }
 
     /// Second chance: of those that nothing is pending of, the first that was not used since it was last looked at. There
     /// is always room for one more.
-    fn make_room(&mut self) {
+    fn make_room_for(&mut self, key: &Arc<str>) {
+        if self.entries.len() < self.most_users || self.entries.contains_key(key) {
+            return;
+        }
         let mut looks = 64;
         while self.entries.len() >= self.most_users && looks > 0 {
             looks -= 1;

@@ -1,8 +1,11 @@
 //! People: what events were told of their users, and what is counted of them, judged by a check that shares nothing with
 //! the service; through kills, twins, outages and operators' edits, on both stores.
 
+use std::path::Path;
 use std::time::Duration;
 
+use inlet::store::embedded::EmbeddedStore;
+use inlet::store::{Collection, DocumentStore as _, Write};
 use serde_json::{Value, json};
 
 use crate::harness::emulator::Documents;
@@ -269,12 +272,19 @@ async fn an_operators_note_is_in_the_next_envelope_after_two_seconds_and_never_o
     let metrics = inlet.metrics().await;
     let asked = metrics.get("inlet_store_requests_total{op=\"get\",result=\"ok\"}") - reads;
     assert!(asked < 10, "{asked} reads for three edits");
+    // Nobody says when: it is found at the user's next flush.
+    emulator.edit(&key, json!({ "notes": "quietly" })).await;
+    eventually("the note is published", || async {
+        let found = read(&setting.nats.url(), "INLET").await;
+        (found.last()?.body["user"]["notes"] == "quietly").then_some(())
+    })
+    .await;
     ended_well(&mut inlet).await;
     let last = read(&setting.nats.url(), "INLET").await.pop().unwrap().body;
     assert_eq!(last["user"]["status"], "watched");
     assert!(last["user"]["tags"].as_array().unwrap().contains(&json!("VIP")), "{last}");
     let users = emulator.users().await;
-    assert_eq!((&users[&key]["notes"], &users[&key]["tags"]), (&json!("note 2"), &json!(["VIP"])));
+    assert_eq!((&users[&key]["notes"], &users[&key]["tags"]), (&json!("quietly"), &json!(["VIP"])));
 }
 
 #[tokio::test]
@@ -283,6 +293,11 @@ async fn a_dry_run_reads_and_writes_nothing() {
     let mut inlet = setting.serve(&[("ENRICH_MODE", "dry-run"), ("LOG_LEVEL", "debug")]).await;
     setting.simulator.has_finished(500).await;
     inlet.settled(500).await.assert_account_closes();
+    let metrics = inlet.metrics().await;
+    let writes = ["ok", "away", "refused"].map(|result| {
+        metrics.get(&format!("inlet_store_requests_total{{op=\"write\",result=\"{result}\"}}"))
+    });
+    assert_eq!(writes, [0, 0, 0]);
     ended_well(&mut inlet).await;
     let emulator = setting.emulator.as_ref().unwrap();
     assert!(emulator.users().await.is_empty() && emulator.read_all("inlet").await.is_empty());
@@ -342,6 +357,20 @@ async fn a_deleted_document_is_created_again_as_a_new_user() {
     ended_well(&mut inlet).await;
 }
 
+/// Feeds the lines of a file to a service of its own in this folder; what it published.
+fn replayed(folder: &Path, lines: &Path, emulator: Option<&Project>) -> Vec<Value> {
+    let host = firestore::host();
+    let mut environment = vec![("DATA_DIR", folder.to_str().unwrap()), ("LOG_LEVEL", "error")];
+    if let Some(emulator) = emulator {
+        environment.extend([("FIRESTORE_EMULATOR_HOST", &*host), ("GOOGLE_CLOUD_PROJECT", &emulator.id)]);
+    }
+    let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = said.lines().map(|line| serde_json::from_str(line).unwrap());
+    said.filter(|line: &Value| !line["user"].is_null()).collect()
+}
+
 /// What the session rules say of messages of one user at these times, in milliseconds after the first.
 async fn edges(emulator: Option<&Project>) {
     const DAY: i64 = 24 * 60 * 60 * 1_000;
@@ -355,19 +384,7 @@ async fn edges(emulator: Option<&Project>) {
         )
     };
     std::fs::write(&lines, at.iter().enumerate().map(line).collect::<String>()).unwrap();
-    let host = firestore::host();
-    let mut environment = vec![("DATA_DIR", folder.path().to_str().unwrap()), ("LOG_LEVEL", "error")];
-    if let Some(emulator) = emulator {
-        environment.extend([("FIRESTORE_EMULATOR_HOST", &*host), ("GOOGLE_CLOUD_PROJECT", &emulator.id)]);
-    }
-    let output = run(&["replay", "--show", "--json", lines.to_str().unwrap()], &environment);
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let published: Vec<Value> = said
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .filter(|line: &Value| !line["user"].is_null())
-        .collect();
+    let published = replayed(folder.path(), &lines, emulator);
     let brief = |body: &Value| {
         let tags = body["user"]["tags"].as_array().unwrap();
         let tags: Vec<_> =
@@ -394,6 +411,44 @@ async fn edges(emulator: Option<&Project>) {
     };
     let counts = (&users["twitch:7"]["messageCountAllTime"], &users["twitch:7"]["sessionCount"]);
     assert_eq!(counts, (&json!(8), &json!(3)));
+}
+
+/// Somebody spoiled the note of how far the stream is counted.
+async fn a_spoiled_note(emulator: Option<&Project>) {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = folder.path().join("lines");
+    let say = |id: &str| {
+        let line = format!("@id={id};room-id=1;user-id=7 :a!a@a.tmi.twitch.tv PRIVMSG #people :{id}\n");
+        std::fs::write(&lines, line).unwrap();
+        replayed(folder.path(), &lines, emulator)
+    };
+    say("before");
+    if let Some(emulator) = emulator {
+        let notes = emulator.read_all("inlet").await;
+        emulator.write("inlet", notes.keys().next().unwrap(), json!({ "countedTo": "far" })).await;
+    } else {
+        let store = EmbeddedStore::open(folder.path()).unwrap();
+        let (note, _) = store.list(Collection::Inlet, None, 1).await.unwrap().remove(0);
+        let fields = serde_json::Map::from_iter([("countedTo".to_owned(), json!(-7))]);
+        store.write_many(vec![Write::set(note, fields)]).await.unwrap();
+    }
+    let published = say("after");
+    assert_eq!(published[0]["user"]["tags"], json!(["PROVIDER_TWITCH", "RETURNING_USER"]));
+    let users = match emulator {
+        Some(emulator) => emulator.users().await,
+        None => embedded_users(folder.path(), &published).await,
+    };
+    assert_eq!(users["twitch:7"]["messageCountAllTime"], 2, "each line is counted once");
+}
+
+#[tokio::test]
+async fn a_note_that_cannot_be_read_is_written_over_on_the_embedded_store() {
+    a_spoiled_note(None).await;
+}
+
+#[tokio::test]
+async fn a_note_that_cannot_be_read_is_written_over_on_firestore() {
+    a_spoiled_note(Some(&Project::new())).await;
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::redb_file::{FileError, NUMBERS, RedbFile};
 const ROWS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("rows");
 
 /// Of this layout. A file with a higher one is left alone; rows of the one before are read as they are.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 
 /// A row is closed at this size, whatever still waits for the same commit.
 const LARGEST_ROW: usize = 4 << 20;
@@ -154,17 +154,21 @@ impl StreamFile {
     }
 }
 
-/// Makes what a new file lacks; returns when it was created.
+/// Makes what a new file lacks; returns when it was created. Nothing is written where nothing is lacking: the disk may be
+/// full.
 fn prepare(database: &Database, now: Timestamp) -> Result<u64, EmbeddedError> {
+    let reading = database.begin_read().map_err(FileError::read)?;
+    let numbers = reading.open_table(NUMBERS).map_err(FileError::read)?;
+    if let Some(created_ns) = numbers.get("created_ns").map_err(FileError::read)? {
+        return Ok(created_ns.value());
+    }
+    let created_ns = u64::try_from(now.as_nanosecond()).unwrap_or_default();
     let writing = database.begin_write().map_err(FileError::write)?;
-    let created_ns = {
+    {
         let mut numbers = writing.open_table(NUMBERS).map_err(FileError::write)?;
-        let created_ns = numbers.get("created_ns").map_err(FileError::read)?.map(|number| number.value());
-        let created_ns = created_ns.unwrap_or(u64::try_from(now.as_nanosecond()).unwrap_or_default());
         numbers.insert("created_ns", created_ns).map_err(FileError::write)?;
         writing.open_table(ROWS).map_err(FileError::write)?;
-        created_ns
-    };
+    }
     writing.commit().map_err(FileError::write)?;
     Ok(created_ns)
 }
@@ -187,9 +191,8 @@ fn recover(database: &Database, bounds: Bounds, now: Timestamp) -> Result<Tail, 
     let mut first_in_window = u64::MAX;
     for found in rows.iter().map_err(FileError::read)?.rev() {
         let (first, value) = found.map_err(FileError::read)?;
-        let Some(header) = row::header(value.value()) else {
-            break;
-        };
+        // What is damaged says nothing, neither of the time nor of the rows before it.
+        let Some(header) = row::header(value.value(), first.value()) else { continue };
         tail.last_stored_at = tail.last_stored_at.max(header.stored_at);
         if header.stored_at < oldest {
             break;
@@ -240,7 +243,7 @@ fn commit(
     let rows: Vec<_> = rows
         .into_iter()
         .filter(|(_, row)| row.count() > 0)
-        .map(|(first, row)| (first, row.finish()))
+        .map(|(first, row)| (first, row.finish(first)))
         .collect();
     tail.bytes = write(database, &rows, (position, tail.bytes), bounds, now)?;
     for (id, position) in added {
@@ -288,9 +291,10 @@ fn drop_beyond(
 ) -> Result<u64, EmbeddedError> {
     let oldest = now - bounds.max_age;
     loop {
-        let Some((length, too_old)) = rows.first().map_err(FileError::read)?.map(|(_, row)| {
+        let Some((length, too_old)) = rows.first().map_err(FileError::read)?.map(|(first, row)| {
             let row = row.value();
-            (row.len() as u64, row::header(row).is_none_or(|header| header.stored_at < oldest))
+            // One that nobody can read is of no use to anybody.
+            (row.len() as u64, row::header(row, first.value()).is_none_or(|header| header.stored_at < oldest))
         }) else {
             return Ok(0);
         };
@@ -302,7 +306,8 @@ fn drop_beyond(
     }
 }
 
-/// First position stored at or after `time`, by halving.
+/// First position stored at or after `time`, by halving. A damaged row counts as not older: too much is read rather than too
+/// little.
 fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedError> {
     let rows = database.begin_read().map_err(FileError::read)?.open_table(ROWS).map_err(FileError::read)?;
     let (Some((first, _)), Some((last, row))) =
@@ -311,19 +316,17 @@ fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedErro
         return Ok(0);
     };
     let mut low = first.value();
-    let mut high = last.value() + row::header(row.value()).map_or(1, |header| header.count);
+    let mut high = last.value() + row::header(row.value(), last.value()).map_or(1, |header| header.count);
     while low < high {
         let middle = low + (high - low) / 2;
         let Some(found) = rows.range(..=middle).map_err(FileError::read)?.next_back() else {
             break;
         };
         let (row_first, value) = found.map_err(FileError::read)?;
-        let header =
-            row::header(value.value()).ok_or(EmbeddedError::Damaged { position: row_first.value() })?;
-        if header.stored_at < time {
-            low = row_first.value() + header.count;
-        } else {
-            high = row_first.value();
+        let header = row::header(value.value(), row_first.value());
+        match header.filter(|header| header.stored_at < time) {
+            Some(header) => low = row_first.value() + header.count,
+            None => high = row_first.value(),
         }
     }
     Ok(low)
@@ -333,3 +336,6 @@ fn position_at(database: &Database, time: Timestamp) -> Result<u64, EmbeddedErro
 fn key(id: MessageId) -> u128 {
     if id.is_dead_letter { !id.event.as_u128() } else { id.event.as_u128() }
 }
+
+#[cfg(test)]
+mod tests;

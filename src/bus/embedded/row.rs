@@ -7,7 +7,7 @@
 //!         | payload u32+bytes
 //! ```
 //! Flags: 1 is a dead letter, 2 is of a user (since format 2).
-//! Integers are little-endian; the checksum is over everything behind it.
+//! Integers are little-endian; the checksum is over the row's position (since format 3) and everything behind it.
 
 use std::sync::Arc;
 
@@ -54,8 +54,9 @@ impl RowWriter {
         self.0.count()
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
-        self.0.finish()
+    /// The row, to stand at the position of its first message.
+    pub(super) fn finish(self, first: u64) -> Vec<u8> {
+        self.0.finish_at(first)
     }
 }
 
@@ -66,9 +67,9 @@ pub(super) struct RowHeader {
     pub(super) count: u64,
 }
 
-/// Reads a row's head alone.
-pub(super) fn header(row: &[u8]) -> Option<RowHeader> {
-    head(&mut row.get(row::CHECKSUM..)?)
+/// Reads the head of the row at `first`; `None` if the row is not what was written.
+pub(super) fn header(row: &[u8], first: u64) -> Option<RowHeader> {
+    head(&mut row::checked_at(first, row)?)
 }
 
 fn head(row: &mut &[u8]) -> Option<RowHeader> {
@@ -79,7 +80,7 @@ fn head(row: &mut &[u8]) -> Option<RowHeader> {
 
 /// Reads a whole row whose first message is at `first`; `None` if it is not what was written.
 pub(super) fn messages(row: &[u8], first: u64, content: Wanted) -> Option<Vec<Stored>> {
-    let mut rest = row::checked(row)?;
+    let mut rest = row::checked_at(first, row)?;
     let RowHeader { stored_at, count } = head(&mut rest)?;
     let mut messages = Vec::new();
     let mut last_subject: Arc<str> = Arc::from("");
@@ -130,6 +131,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn rows_of_the_format_before_are_read_wherever_they_stand() {
+        let mut writer = RowWriter::new(Timestamp::UNIX_EPOCH);
+        writer.push(&message(b"x".to_vec(), true));
+        let row = writer.0.finish();
+        assert_eq!(messages(&row, 7, Wanted::Whole).unwrap()[0].position, 7);
+        assert_eq!(header(&row, 7).unwrap().count, 1);
+    }
+
     fn message(payload: Vec<u8>, dead: bool) -> Message {
         let event = crate::envelope::id::event_id(&format!("test:{payload:?}"));
         Message {
@@ -150,7 +160,8 @@ mod tests {
             for message in &written {
                 writer.push(message);
             }
-            let row = writer.finish();
+            let row = writer.finish(first);
+            prop_assert!(messages(&row, first + 1, Wanted::Whole).is_none(), "it belongs elsewhere");
             let read = messages(&row, first, Wanted::Whole).unwrap();
             prop_assert_eq!(read.len(), written.len());
             for (index, (read, written)) in read.iter().zip(&written).enumerate() {
@@ -172,10 +183,10 @@ mod tests {
         ) {
             let mut writer = RowWriter::new(Timestamp::UNIX_EPOCH);
             writer.push(&message(payload, false));
-            let row = writer.finish();
+            let row = writer.finish(1);
             let mut flipped = row.clone();
             flipped[place.index(row.len())] ^= 1 << bit;
-            prop_assert!(messages(&flipped, 1, Wanted::Headers).is_none());
+            prop_assert!(header(&flipped, 1).is_none() && messages(&flipped, 1, Wanted::Headers).is_none());
             prop_assert!(messages(&row[..cut.index(row.len())], 1, Wanted::Headers).is_none());
         }
     }

@@ -169,14 +169,10 @@ fn check(info: &Info, desired: &Desired) -> Result<Attached, BusError> {
             "the stream {name} has no duplicate window, so events would double"
         )));
     }
-    let keeps_by_limits = config.retention == RetentionPolicy::Limits;
-    if !keeps_by_limits {
-        tracing::warn!(error_code = %errors::ErrorCode::StreamUnsafe, stream = name, "the stream's retention is not limits: counts may be lost in a crash");
-    }
     Ok(Attached {
         name: name.clone(),
         identity: format!("{name}@{}", info.created.unix_timestamp_nanos()),
-        keeps_by_limits,
+        keeps_by_limits: config.retention == RetentionPolicy::Limits,
         duplicate_window: config.duplicate_window,
         max_age: Some(config.max_age).filter(|age| !age.is_zero()),
         max_bytes: u64::try_from(config.max_bytes).ok().filter(|most| *most > 0),

@@ -25,8 +25,8 @@ struct State {
     /// The session that stands now: one with another stream ends this.
     sessions: watch::Receiver<Option<Session>>,
     identity: String,
-    /// The consumer that the first message came by.
-    consumer: Option<String>,
+    /// The consumer's name.
+    consumer: String,
     subjects: SubjectTemplate,
     /// Nothing was there when following began, and nobody was told yet.
     begins_at_end: bool,
@@ -69,6 +69,7 @@ pub(super) async fn follow(
     }
     let first_position = stream.cached_info().state.first_sequence.max(1);
     let begins_at_end = consumer.cached_info().num_pending == 0;
+    let name = consumer.cached_info().name.clone();
     let messages = consumer.messages().await.map_err(|error| away(&error))?;
     let messages =
         messages.map(|message| message.map_err(|error| BusError::Interrupted(with_causes(&error)))).boxed();
@@ -77,7 +78,7 @@ pub(super) async fn follow(
         lost: session.lost.clone(),
         sessions,
         identity: session.info().identity,
-        consumer: None,
+        consumer: name,
         subjects,
         begins_at_end,
     };
@@ -105,7 +106,7 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
         let info =
             message.info().map_err(|_| BusError::Interrupted("a message without its position".to_owned()))?;
         // The library makes a consumer anew by itself, and from the stream's start if nothing came before.
-        if state.consumer.get_or_insert_with(|| info.consumer.to_owned()) != info.consumer {
+        if state.consumer != info.consumer {
             return Err(BusError::Interrupted("the consumer is another one".to_owned()));
         }
         batch.behind = info.pending;

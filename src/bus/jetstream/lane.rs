@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_nats::{HeaderMap, HeaderName, Message as NatsMessage, StatusCode, Subject, Subscriber};
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Shared;
 use super::session::{Session, gone};
@@ -40,13 +40,13 @@ impl LaneEnd {
     }
 
     pub(super) async fn run(mut self) {
-        let mut sessions = self.shared.session.subscribe();
+        let mut sessions = self.shared.session.clone();
         loop {
             let session = sessions.borrow_and_update().clone();
             let left = match session {
                 // A sender that is gone says as much as its last word would.
                 Some(session) if !*session.lost.borrow() && session.lost.has_changed().is_ok() => {
-                    self.serve(session).await
+                    self.serve(session, &mut sessions).await
                 }
                 _ => tokio::select! {
                     // A session before a message: what was sent for it must not be refused.
@@ -74,7 +74,7 @@ impl LaneEnd {
     }
 
     /// Works on one session until it or the lane ends.
-    async fn serve(&mut self, session: Session) -> Left {
+    async fn serve(&mut self, session: Session, sessions: &mut watch::Receiver<Option<Session>>) -> Left {
         let inbox = session.client.new_inbox();
         let Ok(mut acks) = session.client.subscribe(format!("{inbox}.*")).await else {
             return Left::Lost;
@@ -85,6 +85,8 @@ impl LaneEnd {
             let settled = tokio::select! {
                 biased;
                 () = gone(&mut lost) => break,
+                // The stream is looked after no longer.
+                () = closed(sessions) => return Left::Closed,
                 ack = acks.next() => match ack {
                     Some(ack) => self.collect(ack, &mut acks, inbox.len() + 1, &mut unsettled),
                     None => break,
@@ -126,6 +128,12 @@ impl LaneEnd {
         }
         settled
     }
+}
+
+/// Waits until nobody keeps the connection any longer.
+async fn closed(sessions: &mut watch::Receiver<Option<Session>>) {
+    // It wants none; the error is the end.
+    drop(sessions.wait_for(|_| false).await);
 }
 
 async fn send(

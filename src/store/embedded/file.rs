@@ -37,11 +37,14 @@ pub(super) enum Outcome {
 impl StoreFile {
     pub(super) fn open(path: &Path) -> Result<Self, EmbeddedStoreError> {
         let file = RedbFile::open(path, FORMAT)?;
-        file.change(|database| {
-            let writing = database.begin_write().map_err(FileError::write)?;
-            writing.open_table(DOCUMENTS).map_err(FileError::write)?;
-            writing.commit().map_err(FileError::write)
-        })?;
+        // Nothing is written where nothing is lacking: the disk may be full.
+        if file.with(documents).is_err() {
+            file.change(|database| {
+                let writing = database.begin_write().map_err(FileError::write)?;
+                writing.open_table(DOCUMENTS).map_err(FileError::write)?;
+                writing.commit().map_err(FileError::write)
+            })?;
+        }
         Ok(Self(file))
     }
 
@@ -72,7 +75,7 @@ impl StoreFile {
             for entry in documents.range(prefix.as_str()..).map_err(FileError::read)? {
                 let (key, bytes) = entry.map_err(FileError::read)?;
                 let Some(id) = key.value().strip_prefix(&prefix) else { break };
-                if needle.find(bytes.value()).is_none() {
+                if is_below(id) || needle.find(bytes.value()).is_none() {
                     continue;
                 }
                 let name = Name { collection: collection.clone(), id: id.into() };
@@ -98,9 +101,14 @@ impl StoreFile {
             let documents = documents(database)?;
             let mut found = Vec::new();
             let range = (Bound::Excluded(start.as_str()), Bound::Unbounded);
-            for entry in documents.range::<&str>(range).map_err(FileError::read)?.take(limit) {
+            for entry in documents.range::<&str>(range).map_err(FileError::read)? {
                 let (key, bytes) = entry.map_err(FileError::read)?;
-                let Some(id) = key.value().strip_prefix(&prefix) else { break };
+                let Some(id) = key.value().strip_prefix(&prefix).filter(|_| found.len() < limit) else {
+                    break;
+                };
+                if is_below(id) {
+                    continue;
+                }
                 let name = Name { collection: collection.clone(), id: id.into() };
                 let document = read(&name, bytes.value());
                 found.push((name, document));
@@ -147,7 +155,9 @@ fn apply(
         Some(bytes) => match decode(&write.name, bytes.value()) {
             Ok(document) => Some(document),
             Err(Damaged { version }) => {
-                damaged.insert(key.as_str(), bytes.value()).map_err(FileError::write)?;
+                if matches!(write.change, Change::Set(_)) {
+                    damaged.insert(key.as_str(), bytes.value()).map_err(FileError::write)?;
+                }
                 Some(Document { fields: Fields::new(), version })
             }
         },
@@ -160,6 +170,8 @@ fn apply(
     };
     let Change::Set(changes) = &write.change else {
         documents.remove(key.as_str()).map_err(FileError::write)?;
+        // Who is forgotten is forgotten here as well.
+        damaged.remove(key.as_str()).map_err(FileError::write)?;
         return Ok(Outcome::Deleted);
     };
     let document = Document { fields: merged(fields, changes), version };
@@ -188,6 +200,11 @@ fn merged(mut fields: Fields, changes: &Fields) -> Fields {
 
 fn documents(database: &Database) -> Result<ReadOnlyTable<&'static str, &'static [u8]>, FileError> {
     database.begin_read().map_err(FileError::read)?.open_table(DOCUMENTS).map_err(FileError::read)
+}
+
+/// Whether it is the name of a document in a collection of its own below one of these: a token document may lie anywhere.
+fn is_below(id: &str) -> bool {
+    id.contains('/')
 }
 
 fn key(name: &Name) -> String {
@@ -303,15 +320,37 @@ mod tests {
             Outcome::Written(first),
             Outcome::Written(second),
         ] if first.fields == fields(json!({ "n": 4 })) && second.fields == fields(json!({ "n": 5 }))));
-        file.0
-            .with(|database| {
-                let kept = database.begin_read().map_err(FileError::read)?.open_table(DAMAGED);
-                let kept = kept.map_err(FileError::read)?;
-                assert_eq!(kept.get(key(&torn).as_str()).unwrap().unwrap().value(), bytes);
-                assert_eq!(kept.get(key(&short).as_str()).unwrap().unwrap().value(), b"x");
-                Ok::<_, FileError>(())
-            })
-            .unwrap();
+        assert_eq!((kept(&file, &torn), kept(&file, &short)), (Some(bytes), Some(b"x".to_vec())));
+        let delete =
+            |name: &Name| Write { name: name.clone(), change: Change::Delete, condition: Condition::Always };
+        file.write(&[delete(&torn)]).unwrap();
+        assert_eq!((kept(&file, &torn), kept(&file, &short)), (None, Some(b"x".to_vec())));
+    }
+
+    /// The bytes that were set aside.
+    fn kept(file: &StoreFile, name: &Name) -> Option<Vec<u8>> {
+        let kept = file.0.with(|database| {
+            let kept = database.begin_read().map_err(FileError::read)?.open_table(DAMAGED);
+            let kept = kept.map_err(FileError::read)?.get(key(name).as_str()).map_err(FileError::read)?;
+            Ok::<_, FileError>(kept.map(|bytes| bytes.value().to_vec()))
+        });
+        kept.unwrap()
+    }
+
+    #[test]
+    fn what_lies_below_a_document_is_none_of_its_collection() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = StoreFile::open(&folder.path().join("users.redb")).unwrap();
+        let below = Name { collection: Collection::Other("users/1/private".into()), id: "token".into() };
+        let names = [Name::user("1".into()), below.clone(), Name::user("2".into())];
+        let set = |name: &Name| Write::set(name.clone(), fields(json!({ "n": 1 })));
+        file.write(&names.each_ref().map(set)).unwrap();
+        let listed = |collection: &Collection, limit| -> Vec<_> {
+            file.list(collection, None, limit).unwrap().into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(listed(&Collection::Users, 2), [names[0].clone(), names[2].clone()]);
+        assert_eq!(file.find(&Collection::Users, "n", |_| true).unwrap().len(), 2);
+        assert_eq!(listed(&below.collection, 9), [below]);
     }
 
     /// A write of one of three documents: which, one of three fields, a value, and a condition: 0 none, 1 absent,

@@ -31,9 +31,10 @@ pub(super) const LONGEST_REQUEST: Duration = Duration::from_secs(10);
 const LONGEST_DIAL: Duration = Duration::from_secs(5);
 
 /// A connection that is silent for the first is asked, and given up when it does not answer within the second: a
-/// lost one is noticed within their sum, also by a listener, which may be silent for hours.
+/// lost one is noticed within their sum, also by a listener, which may be silent for hours. Google's front ends take it amiss
+/// to be asked more often than every 30 s.
 const ASK_AFTER: Duration = Duration::from_secs(30);
-const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// Longest text of Firestore's own in a message.
 const LONGEST_MESSAGE: usize = 200;

@@ -70,6 +70,8 @@ pub(super) struct Entry {
     pub(super) is_being_written: bool,
     /// The store does not take the document.
     pub(super) is_refused: bool,
+    /// How often in a row it refused to write what is counted.
+    pub(super) refusals: u8,
 }
 
 impl Entry {

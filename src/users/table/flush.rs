@@ -5,11 +5,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Table;
 use super::entry::{Base, Known, Noted};
+use super::{Stream, Table};
 use crate::store::Version;
 use crate::store::document::{Profile, User};
 use crate::users::fold::Kind;
+
+/// Refusals of a document in a row until what it does not count is given up: some minutes at the least, an hour with
+/// Firestore.
+const MOST_REFUSALS: u8 = 8;
+
+/// Streams of one name whose positions stay in a document.
+const STREAMS_OF_A_NAME: usize = 8;
 
 /// A user's new state on its way to the store.
 pub(in crate::users) struct Flushing {
@@ -78,6 +85,7 @@ impl Table {
                 user.applied.push((Arc::clone(&stream.identity), stream.position));
             }
         }
+        drop_old(&mut user.applied, &self.streams);
         entry.is_being_written = true;
         let profile = entry.profile.as_deref().cloned();
         let events = entry.noted.len();
@@ -91,6 +99,7 @@ impl Table {
         let counted = Counted { is_new: before.is_none(), sessions };
         let Some(entry) = self.entries.get_mut(&key) else { return counted };
         entry.is_being_written = false;
+        entry.refusals = 0;
         if entry.profile.as_deref() == profile.as_ref() {
             entry.profile = None;
         }
@@ -119,6 +128,22 @@ impl Table {
         self.forget_base(key);
     }
 
+    /// The store refuses the document as it is. After so many refusals in a row what is noted of the user is given up, or
+    /// one document would hold back what is counted of everybody; how many events that are.
+    pub(in crate::users) fn refused(&mut self, key: &Arc<str>, now: Timestamp) -> usize {
+        self.postpone(key, now);
+        let Some(entry) = self.entries.get_mut(key) else { return 0 };
+        entry.refusals = entry.refusals.saturating_add(1);
+        if entry.refusals < MOST_REFUSALS {
+            return 0;
+        }
+        let given_up = std::mem::take(&mut entry.noted).len();
+        self.dirty.remove(key);
+        self.noted -= given_up;
+        self.lost += given_up as u64;
+        given_up
+    }
+
     /// The store did not take it, for a reason of this document alone: tried again when a user is usually written.
     pub(in crate::users) fn postpone(&mut self, key: &Arc<str>, now: Timestamp) {
         self.not_flushed(key);
@@ -128,10 +153,98 @@ impl Table {
     }
 }
 
+/// Every stream that is made anew leaves its position in every document; an earlier one of the same name can be followed no
+/// longer. Others of the name may be followed elsewhere: each instance's embedded stream is called the same.
+fn drop_old(applied: &mut Vec<(Arc<str>, u64)>, followed: &[Stream]) {
+    if applied.len() <= STREAMS_OF_A_NAME {
+        return;
+    }
+    let all: Vec<_> = applied.iter().map(|(stream, _)| Arc::clone(stream)).collect();
+    applied.retain(|(stream, _)| {
+        let (name, created) = name_and_creation(stream);
+        let is_newer = |other: &&Arc<str>| {
+            let (other_name, other_created) = name_and_creation(other);
+            other_name == name && other_created > created
+        };
+        all.iter().filter(is_newer).count() < STREAMS_OF_A_NAME
+            || followed.iter().any(|followed| followed.identity == *stream)
+    });
+}
+
+/// Of `<name>@<created>`.
+fn name_and_creation(stream: &str) -> (&str, Option<u64>) {
+    stream.rsplit_once('@').map_or((stream, None), |(name, created)| (name, created.parse().ok()))
+}
+
 fn counts(noted: &Noted) -> bool {
     noted.seen.kind == Kind::Message
 }
 
 fn since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::id::event_id;
+    use crate::store::{Document, Fields};
+    use crate::users::fold::Seen;
+
+    fn table() -> Table {
+        let mut table = Table::new(Duration::from_mins(1), 100, 1_000);
+        table.begin("S@9", 0);
+        table
+    }
+
+    fn note(table: &mut Table, key: &Arc<str>, position: u64) {
+        let seen =
+            Seen { id: event_id(&position.to_string()), kind: Kind::Message, at: Timestamp::UNIX_EPOCH };
+        table.note(key, seen, position, Timestamp::UNIX_EPOCH);
+        table.followed_to(position);
+    }
+
+    fn counted_to(table: &Table) -> u64 {
+        table.counted_to().map_or(0, |(_, position)| position)
+    }
+
+    #[test]
+    fn a_document_that_is_refused_for_good_holds_nobody_back_for_ever() {
+        let (mut table, key, other) = (table(), Arc::from("twitch:1"), Arc::from("twitch:2"));
+        note(&mut table, &key, 1);
+        note(&mut table, &key, 2);
+        for round in 1..MOST_REFUSALS {
+            table.loaded(&key, None);
+            assert!(table.flush(&key).is_some());
+            assert_eq!((table.refused(&key, Timestamp::UNIX_EPOCH), counted_to(&table)), (0, 0), "{round}");
+        }
+        assert_eq!(table.refused(&key, Timestamp::UNIX_EPOCH), 2);
+        assert_eq!((counted_to(&table), table.noted(), table.dirty(), table.take_lost()), (2, 0, 0, 2));
+        // Who was refused so often is not waited for again, and is counted as soon as the document can be written.
+        note(&mut table, &other, 3);
+        note(&mut table, &key, 4);
+        assert_eq!((table.refused(&key, Timestamp::UNIX_EPOCH), counted_to(&table)), (1, 2));
+        note(&mut table, &key, 5);
+        table.loaded(&key, None);
+        let flushing = table.flush(&key).unwrap();
+        assert_eq!((flushing.user.message_count, &*flushing.user.applied), (1, &[("S@9".into(), 5)][..]));
+        table.flushed(flushing, Version(1));
+        note(&mut table, &key, 6);
+        assert_eq!(table.refused(&key, Timestamp::UNIX_EPOCH), 0);
+    }
+
+    #[test]
+    fn of_the_streams_of_a_name_the_newest_stay_and_those_that_are_followed() {
+        let (mut table, key) = (table(), Arc::from("twitch:1"));
+        let streams = (10..30).map(|n| format!("S@{n}")).chain(["T@1".to_owned(), "plain".to_owned()]);
+        let applied: serde_json::Map<_, _> = streams.map(|stream| (stream, 7.into())).collect();
+        let fields = Fields::from_iter([("applied".to_owned(), applied.into())]);
+        note(&mut table, &key, 1);
+        table.loaded(&key, Some(&Document { fields, version: Version(1) }));
+        let flushing = table.flush(&key).unwrap();
+        let mut left: Vec<_> = flushing.user.applied.iter().map(|(stream, _)| &**stream).collect();
+        left.sort_unstable();
+        let newest = ["S@22", "S@23", "S@24", "S@25", "S@26", "S@27", "S@28", "S@29"];
+        assert_eq!(left, [&newest[..], &["S@9", "T@1", "plain"]].concat());
+    }
 }

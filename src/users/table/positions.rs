@@ -84,7 +84,7 @@ impl Table {
             return;
         }
         let stream = self.present;
-        self.make_room();
+        self.make_room_for(key);
         let Self { entries, ring, streams, dirty, noted, acked, gap, .. } = self;
         let entry = place(entries, ring, key);
         let under_way = entry.in_flight.iter().position(|event| event.seen.id == seen.id);
@@ -143,8 +143,9 @@ impl Table {
     pub(in crate::users) fn begin(&mut self, identity: &str, counted_to: u64) {
         let is_another = self.present().is_some_and(|stream| *stream.identity != *identity);
         let known = self.streams.iter().position(|stream| *stream.identity == *identity);
+        let identity = self.named(identity);
         self.present = known.unwrap_or_else(|| {
-            let stream = Stream { identity: identity.into(), began_at: counted_to, position: counted_to };
+            let stream = Stream { identity, began_at: counted_to, position: counted_to };
             self.streams.push(stream);
             self.streams.len() - 1
         });

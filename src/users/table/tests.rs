@@ -91,11 +91,13 @@ struct World {
     counted_to: u64,
     forgotten: BTreeSet<Arc<str>>,
     instances: Vec<Instance>,
+    /// Users that an instance keeps in memory.
+    places: usize,
     user: User,
 }
 
 impl World {
-    fn new(events: Vec<(Arc<str>, Seen)>) -> Self {
+    fn new(events: Vec<(Arc<str>, Seen)>, places: usize) -> Self {
         let user = User {
             key: "twitch:1".into(),
             id: "1".into(),
@@ -115,6 +117,7 @@ impl World {
             counted_to: 0,
             forgotten: BTreeSet::new(),
             instances: vec![],
+            places,
             user,
         };
         world.instances = vec![world.started(0), world.started(0)];
@@ -122,7 +125,7 @@ impl World {
     }
 
     fn started(&self, taken_in: usize) -> Instance {
-        let mut table = Table::new(GAP, 100, 1_000);
+        let mut table = Table::new(GAP, self.places, 1_000);
         table.begin(STREAM, self.counted_to);
         let followed = usize::try_from(self.counted_to).unwrap();
         let forgotten = self.forgotten.clone();
@@ -407,14 +410,38 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_interleaving_counts_each_event_once(events in events(), steps in prop::collection::vec(step(), 0..150)) {
-        let mut world = World::new(events);
+    fn any_interleaving_counts_each_event_once(
+        events in events(),
+        steps in prop::collection::vec(step(), 0..150),
+        places in 1..=usize::from(USERS),
+    ) {
+        let mut world = World::new(events, places);
         for step in steps {
             world.run(step);
         }
         world.settle();
         world.check();
     }
+}
+
+#[test]
+fn who_was_not_used_makes_room_unless_something_is_pending_of_them() {
+    let mut table = Table::new(GAP, 3, 1_000);
+    table.begin(STREAM, 0);
+    let seen = Seen { id: event_id("a"), kind: Kind::Message, at: Timestamp::UNIX_EPOCH };
+    table.note(&user(0), seen, 1, Timestamp::UNIX_EPOCH);
+    for n in 1..4 {
+        assert_eq!(table.missing([user(n)].iter(), 1), [user(n)]);
+        table.loaded(&user(n), None);
+    }
+    assert_eq!((table.len(), table.holds(&user(0)), table.holds(&user(3))), (3, true, true));
+    // At its end memory holds who is needed, and room for one more.
+    for n in 4..9 {
+        let seen = Seen { id: event_id(&n.to_string()), ..seen };
+        table.note(&user(n), seen, u64::from(n), Timestamp::UNIX_EPOCH);
+    }
+    assert!((4..9).chain([0]).all(|n| table.holds(&user(n))));
+    assert_eq!((table.len(), table.noted()), (6, 6));
 }
 
 #[test]
