@@ -137,7 +137,8 @@ impl Channels {
     pub async fn add(&self, login: &str) -> Result<Added, ChannelError> {
         let login = Self::login(login)?;
         for _ in 0..TRIES {
-            let records = self.records().await?;
+            let found = self.found().await?;
+            let records = read(&found);
             if let Some(channel) = self.shown(&records).remove(&login) {
                 return Ok(Added::Known(channel));
             }
@@ -145,12 +146,13 @@ impl Channels {
                 return Err(ChannelError::TooMany);
             }
             let now = self.clock.now();
-            // What was removed lately may still lie there. Whatever room had the login last, the one that has it now is meant.
-            let before = records.iter().find(|record| record.key == Key::Login(login.clone()));
+            // What was removed lately may still lie there, and so may what cannot be read. Whatever room had the login
+            // last, the one that has it now is meant.
+            let key = Key::Login(login.clone()).name();
+            let before = found.iter().find(|(name, _)| *name == key).map(|(_, document)| document.version);
             let fields =
                 fields([("login", json!(login)), ("addedAt", json!(now)), ("removedAt", Value::Null)]);
-            let name = before.map_or_else(|| Key::Login(login.clone()).name(), |record| record.key.name());
-            let write = Write::over(name, before.map(|record| record.version), fields);
+            let write = Write::over(key, before, fields);
             if self.written(vec![write]).await? {
                 let (room_id, former_login, last_seen_at) = (None, None, None);
                 let channel =
@@ -165,23 +167,18 @@ impl Channels {
     pub async fn remove(&self, login: &str) -> Result<Channel, ChannelError> {
         let login = Self::login(login)?;
         let mut removed = None;
+        // The rooms that were meant: one that is renamed meanwhile is to go all the same.
+        let mut rooms = None;
         for _ in 0..TRIES {
-            let records = self.records().await?;
+            let records = read(&self.found().await?);
             let channel = self.shown(&records).remove(&login);
             if channel.as_ref().is_some_and(|channel| channel.fixed) {
                 return Err(ChannelError::Fixed(login));
             }
-            let now = self.clock.now();
-            let writes = record::removals(&records, &login, now);
+            let rooms = rooms.get_or_insert_with(|| record::wanted_rooms(&records, &login));
+            let writes = record::removals(&records, (&login, &*rooms), self.clock.now());
             if writes.is_empty() {
-                // Another instance may be named this channel by a setting that is not ours.
-                let is_of_others = |record: &Record| record.login == login && record.configured_as.is_some();
-                let is_fixed = records.iter().any(is_of_others);
-                return match removed {
-                    Some(channel) => Ok(channel),
-                    None if is_fixed => Err(ChannelError::Fixed(login)),
-                    None => Err(ChannelError::Unknown(login)),
-                };
+                return removed.ok_or(ChannelError::Unknown(login));
             }
             removed = removed.or(channel);
             self.written(writes).await?;
@@ -191,7 +188,7 @@ impl Channels {
 
     /// All channels, by login.
     pub async fn list(&self) -> Result<Vec<Channel>, ChannelError> {
-        Ok(self.shown(&self.records().await?).into_values().collect())
+        Ok(self.shown(&read(&self.found().await?)).into_values().collect())
     }
 
     fn shown(&self, records: &[Record]) -> BTreeMap<String, Channel> {
@@ -212,9 +209,8 @@ impl Channels {
         shown
     }
 
-    async fn records(&self) -> Result<Vec<Record>, StoreError> {
-        let found = self.store.list(Collection::Channels, None, MOST_DOCUMENTS, PATIENCE).await?;
-        Ok(found.iter().filter_map(|(name, document)| Record::read(&name.id, document)).collect())
+    async fn found(&self) -> Result<Vec<(Name, Document)>, StoreError> {
+        self.store.list(Collection::Channels, None, MOST_DOCUMENTS, PATIENCE).await
     }
 
     /// Whether all of it was written; not, where somebody else was faster.
@@ -229,6 +225,10 @@ impl Channels {
         }
         Ok(is_written)
     }
+}
+
+fn read(found: &[(Name, Document)]) -> Vec<Record> {
+    found.iter().filter_map(|(name, document)| Record::read(&name.id, document)).collect()
 }
 
 impl Channel {
@@ -247,3 +247,6 @@ impl Channel {
 fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Fields {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::record::{Key, Record, configured_as};
-use super::{Change, Document, Name, RoomId, Write, fields};
-use crate::source::twitch::{Roster, Sights, Wanted};
+use super::{Change, Document, Fields, Name, RoomId, Write, fields};
+use crate::source::twitch::{Roster, Sight, Sights, Wanted};
 use crate::store::Version;
 
 /// Marks of removed channels stay so long: longer than a write may be under way.
@@ -69,11 +69,10 @@ impl Book {
             if before.is_some_and(|before| before.version > document.version) {
                 continue;
             }
-            let login = |document| Record::read(&name.id, document).map(|record| record.login);
-            if let Some(before) = before
-                && login(before) != login(&document)
-                && let Some(Key::Room(room)) = Record::read(&name.id, &document).map(|record| record.key)
+            if let Some(now) = Record::read(&name.id, &document)
+                && let Key::Room(room) = now.key
                 && let Some(sight) = sights.rooms.get(&room)
+                && is_newer(before, (&name.id, &now), sight)
             {
                 self.outdated.insert(room, sight.number);
             }
@@ -124,6 +123,19 @@ impl Book {
     fn record(&self, room: RoomId) -> Option<Record> {
         let id = room.to_string();
         Record::read(&id, self.documents.get(id.as_str())?)
+    }
+
+    /// Makes a room's document, also over one that cannot be read.
+    fn over(&self, room: RoomId, all: Fields) -> Write {
+        let name = Key::Room(room).name();
+        let unreadable = self.documents.get(&name.id).map(|document| document.version);
+        Write::over(name, unreadable, all)
+    }
+
+    /// Documents that cannot be read.
+    pub(super) fn unreadable(&self) -> BTreeMap<Arc<str>, Version> {
+        let unreadable = self.documents.iter().filter(|(id, document)| Record::read(id, document).is_none());
+        unreadable.map(|(id, document)| (Arc::clone(id), document.version)).collect()
     }
 
     /// The login that a room is known to have by Twitch's word, if that is newer than the store's.
@@ -207,7 +219,7 @@ impl Book {
             None => {
                 let [login, added] = wanted;
                 let all = fields([login, added, ("lastSeenAt", json!(at))]);
-                Write::over(Key::Room(room).name(), None, all)
+                self.over(room, all)
             }
             Some(there) if there.added_at.is_none() => there.set(wanted),
             Some(_) => record.delete(),
@@ -233,7 +245,7 @@ impl Book {
                 (None, Some((now, at))) => {
                     let all =
                         [("login", json!(now)), ("configuredAs", json!(login)), ("lastSeenAt", json!(at))];
-                    writes.push(Write::over(Key::Room(*room).name(), None, fields(all)));
+                    writes.push(self.over(*room, fields(all)));
                 }
                 // Another instance may name it otherwise: the first one counts.
                 (Some(there), _) if there.configured_as.is_none() => {
@@ -249,6 +261,15 @@ impl Book {
                 None => record.delete(),
             }));
         }
+    }
+}
+
+/// Whether a room's document says something newer than what was seen here: another instance gave it another login, or
+/// made it after that.
+fn is_newer(before: Option<&Document>, (id, now): (&str, &Record), sight: &Sight) -> bool {
+    match before.and_then(|before| Record::read(id, before)) {
+        Some(before) => before.login != now.login,
+        None => now.login != sight.login && now.last_seen_at.is_some_and(|seen| seen >= sight.at),
     }
 }
 

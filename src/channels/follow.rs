@@ -1,5 +1,6 @@
 //! The list, kept as the store has it: one listener, and the writes that follow from what Twitch says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::{Channels, PATIENCE};
 use crate::errors::{Coded as _, ErrorCode};
 use crate::retry::Backoff;
 use crate::source::twitch::{Roster, Sights};
-use crate::store::{Changes, Collection, WriteRefusal};
+use crate::store::{Changes, Collection, Document, Name, StoreError, Version, WriteRefusal};
 use crate::telemetry::logs::Said;
 
 /// Waits before listening again: instances agree within five seconds.
@@ -36,6 +37,10 @@ pub struct Follow {
     /// When they are tried again.
     retry_at: Option<Instant>,
     said: Said,
+    /// That the store is away was said.
+    is_away: bool,
+    /// Documents that were said to be unreadable.
+    unreadable: BTreeMap<Arc<str>, Version>,
 }
 
 impl Follow {
@@ -49,7 +54,17 @@ impl Follow {
     ) -> Self {
         let book = Book::new(Arc::clone(&channels.fixed), keeps_fixed);
         let backoff = Backoff::new(FIRST_RETRY, TICK);
-        Self { channels, book, roster, sights, backoff, retry_at: None, said: Said::default() }
+        Self {
+            channels,
+            book,
+            roster,
+            sights,
+            backoff,
+            retry_at: None,
+            said: Said::default(),
+            is_away: false,
+            unreadable: BTreeMap::new(),
+        }
     }
 
     /// Follows the store. Does not end: while the store is away, the last known list stays.
@@ -58,18 +73,31 @@ impl Follow {
         loop {
             let store = self.channels.store.clone();
             let following = timeout(ATTACH_TIMEOUT, store.follow(Collection::Channels));
-            match self.showing_until(following).await {
-                Ok(Ok(changes)) => {
-                    self.follow(changes, &mut backoff).await;
-                    tracing::debug!("the listener for channels was interrupted");
-                }
-                Ok(Err(error)) if !error.is_transient() => {
-                    self.said.failure(error.code(), &error, "channels cannot be followed");
-                }
-                Ok(Err(error)) => tracing::debug!(error = %error, "channels cannot be followed now"),
-                Err(_) => tracing::debug!("channels cannot be followed now: no answer"),
+            let following = self.showing_until(following).await;
+            match following.unwrap_or_else(|_| Err(StoreError::Away("no answer".to_owned()))) {
+                Ok(changes) => match self.follow(changes, &mut backoff).await {
+                    // Listeners are ended now and then. If the store is away, the next one says so.
+                    Some(error) if error.is_transient() => {
+                        tracing::debug!(error = %error, "the listener for channels was interrupted");
+                    }
+                    Some(error) => self.not_followed(&error),
+                    None => tracing::debug!("the listener for channels was ended"),
+                },
+                Err(error) => self.not_followed(&error),
             }
             self.showing_until(sleep(backoff.next_wait())).await;
+        }
+    }
+
+    /// Says why: once, until they are followed again.
+    fn not_followed(&mut self, error: &StoreError) {
+        if !error.is_transient() {
+            self.said.failure(error.code(), error, "channels cannot be followed");
+        } else if !std::mem::replace(&mut self.is_away, true) {
+            tracing::warn!(
+                error_code = %error.code(), error = %error,
+                "channels cannot be followed; those that are known stay"
+            );
         }
     }
 
@@ -84,21 +112,20 @@ impl Follow {
         }
     }
 
-    async fn follow(&mut self, mut changes: Changes, backoff: &mut Backoff) {
+    /// Follows until it is interrupted; by what, if that was said.
+    async fn follow(&mut self, mut changes: Changes, backoff: &mut Backoff) -> Option<StoreError> {
         let mut is_first = true;
         let mut tick = Instant::now() + TICK;
         loop {
             let due = tick.min(self.retry_at.unwrap_or(tick));
             tokio::select! {
                 batch = changes.next() => {
-                    let Some(Ok(batch)) = batch else { return };
+                    let batch = match batch? {
+                        Ok(batch) => batch,
+                        Err(error) => return Some(error),
+                    };
                     backoff.reset();
-                    let sights = self.sights.borrow();
-                    if std::mem::take(&mut is_first) {
-                        self.book.replace(batch, &sights);
-                    } else {
-                        self.book.change(batch, &sights);
-                    }
+                    self.take(batch, std::mem::take(&mut is_first));
                 }
                 Ok(()) = self.sights.changed(), if !is_first => {}
                 () = sleep_until(due), if !is_first => tick = Instant::now() + TICK,
@@ -109,6 +136,27 @@ impl Follow {
                 self.show();
             }
         }
+    }
+
+    /// The store says so.
+    fn take(&mut self, batch: Vec<(Name, Option<Document>)>, is_whole: bool) {
+        let sights = self.sights.borrow();
+        if is_whole {
+            self.book.replace(batch, &sights);
+        } else {
+            self.book.change(batch, &sights);
+        }
+        if std::mem::take(&mut self.is_away) {
+            tracing::info!("channels are followed again");
+        }
+        let unreadable = self.book.unreadable();
+        for (id, _) in unreadable.iter().filter(|(id, version)| self.unreadable.get(*id) != Some(version)) {
+            tracing::error!(
+                error_code = %ErrorCode::BadStoredValue, document = %format_args!("channels/{id}"),
+                "a stored channel cannot be read; it is taken for absent"
+            );
+        }
+        self.unreadable = unreadable;
     }
 
     /// Tells the source what is wanted.

@@ -1,5 +1,7 @@
 //! A channel's document, as it is read and written.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -119,13 +121,25 @@ impl Record {
     }
 }
 
-/// What makes a channel unwanted; nothing if it is not wanted.
-pub(super) fn removals(records: &[Record], login: &str, now: Timestamp) -> Vec<Write> {
-    let of_login = || records.iter().filter(|record| record.login == login);
-    let mut writes: Vec<_> =
-        of_login().filter(|record| record.is_wanted()).map(|record| record.removal(now)).collect();
-    let room = of_login().find(|record| record.is_wanted() && record.room().is_some());
-    let mark = of_login().find(|record| record.room().is_none());
+/// The rooms that are wanted under this login.
+pub(super) fn wanted_rooms(records: &[Record], login: &str) -> BTreeSet<RoomId> {
+    let of_login = records.iter().filter(|record| record.login == login && record.is_wanted());
+    of_login.filter_map(Record::room).collect()
+}
+
+/// What makes a channel unwanted, under its login and in these rooms, whatever they are called now; nothing if it is not
+/// wanted.
+pub(super) fn removals(
+    records: &[Record],
+    (login, rooms): (&str, &BTreeSet<RoomId>),
+    now: Timestamp,
+) -> Vec<Write> {
+    let is_meant =
+        |record: &&Record| record.login == login || record.room().is_some_and(|room| rooms.contains(&room));
+    let wanted = || records.iter().filter(is_meant).filter(|record| record.is_wanted());
+    let mut writes: Vec<_> = wanted().map(|record| record.removal(now)).collect();
+    let room = wanted().find(|record| record.room().is_some());
+    let mark = records.iter().find(|record| record.key == Key::Login(login.to_owned()));
     // A move of it that was begun before may still be under way.
     if let Some(room) = room
         && mark.is_none_or(|mark| !mark.is_wanted())

@@ -247,6 +247,9 @@ impl Reader<'_> {
     async fn answer(&mut self, line: &str) -> bool {
         let delivery = &self.service.delivery;
         let (peer, hub, session) = (self.peer, &delivery.hub, &mut self.session);
+        for channel in peer.take_put_out() {
+            session.was_put_out(&channel);
+        }
         let reply = session.answer(line, hub, Instant::now());
         peer.tags.store(session.tags, Ordering::Relaxed);
         peer.commands.store(session.commands, Ordering::Relaxed);

@@ -57,6 +57,8 @@ pub enum Command {
     RefuseJoins(JoinRefusal, Vec<String>),
     /// Answers JOINs to these channels again; none named: to all.
     AllowJoins(Vec<String>),
+    /// Puts everybody out of these channels; whoever asks gets in again.
+    PutOut(Vec<String>),
     /// Gives a channel another login: the old one gets nothing more and is not answered, the new one is the same room.
     Rename(String, String),
     /// Answers so many JOINs of an account in any ten seconds, and not one more; 0: all.
@@ -146,6 +148,7 @@ impl Desk {
             Command::IgnoreJoins(channels) => hub.policy().ignore(channels),
             Command::RefuseJoins(why, channels) => hub.policy().refuse(channels, why),
             Command::AllowJoins(channels) => hub.policy().allow(&channels),
+            Command::PutOut(channels) => put_out(hub, &channels).await,
             Command::Rename(old, new) => hub.rename(&old, &new),
             Command::JoinLimit(limit) => hub.joins().limit = limit,
             Command::BadLinesOnce => self.bad_lines().await,
@@ -192,6 +195,17 @@ fn targets(hub: &Hub, who: Target) -> Vec<Arc<Peer>> {
 fn each(hub: &Hub, who: Target, what: impl Fn(&Peer)) {
     for peer in targets(hub, who) {
         what(&peer);
+    }
+}
+
+async fn put_out(hub: &Hub, channels: &[String]) {
+    for channel in channels {
+        for peer in hub.members(channel) {
+            hub.put_out(&peer, channel);
+            let nick = peer.login().unwrap_or_default();
+            let line = format!(":{nick}!{nick}@{nick}.tmi.twitch.tv PART #{channel}\r\n");
+            tell(std::iter::once(peer), Bytes::from(line)).await;
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Peer {
     pub(super) membership: AtomicBool,
     /// The name it logged in with.
     login: Mutex<Option<String>>,
+    /// Channels it was put out of, and does not know that it may join again.
+    put_out: Mutex<Vec<String>>,
     /// JOINs it sent, each channel of a list as one.
     pub(super) joins: AtomicU64,
     /// It is written to so slowly, in bytes per second; 0: as fast as it reads.
@@ -82,6 +84,10 @@ impl Peer {
         lock(&self.login).clone()
     }
 
+    pub(super) fn take_put_out(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.put_out))
+    }
+
     pub(super) fn set_login(&self, login: &str) {
         *lock(&self.login) = Some(login.to_owned());
     }
@@ -120,6 +126,7 @@ impl Hub {
             commands: AtomicBool::new(false),
             membership: AtomicBool::new(false),
             login: Mutex::default(),
+            put_out: Mutex::default(),
             joins: AtomicU64::new(0),
             slow: AtomicU64::new(self.slow.load(Ordering::Relaxed)),
             mode: watch::Sender::new(Mode::Normal),
@@ -163,6 +170,12 @@ impl Hub {
         if gone {
             self.add_readers(peer, 0, usize::from(self.counts(channel)));
         }
+    }
+
+    /// As [`Hub::part`], against its will.
+    pub(super) fn put_out(&self, peer: &Peer, channel: &str) {
+        lock(&peer.put_out).push(channel.to_owned());
+        self.part(peer, channel);
     }
 
     /// Called with the state locked, so that the number and the register agree.

@@ -235,6 +235,11 @@ impl Session {
         reply
     }
 
+    /// Somebody put it out of a channel: its next JOIN is one.
+    pub(super) fn was_put_out(&mut self, channel: &str) {
+        self.channels.remove(channel);
+    }
+
     /// A message of the client's own. Twitch answers with the sender's state and does not send it back.
     fn say(&mut self, rest: &str, now: Instant) -> Reply {
         let (target, text) = rest.split_once(' ').unwrap_or((rest, ""));

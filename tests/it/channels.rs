@@ -1,6 +1,8 @@
 //! Channels that come, go and change their names while the service runs: by the routes and by the commands, on either
 //! store, over real sockets.
 
+mod rooms;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -171,9 +173,12 @@ async fn answers(store: Settings) {
     let of = |name: &str| channels.iter().find(|channel| channel["login"] == name).unwrap();
     assert_eq!((&of("alpha")["fixed"], &of("beta")["fixed"]), (&true.into(), &false.into()));
     assert_eq!((&of("beta")["state"], &of("beta")["addedAt"]), (&"joined".into(), &body["addedAt"]));
-    for (login, status, code) in
-        [("alpha", 409, "conflict"), ("nobody", 404, "not_found"), ("a%20b", 400, "bad_request")]
-    {
+    for (login, status, code) in [
+        ("alpha", 409, "conflict"),
+        ("nobody", 404, "not_found"),
+        ("a%20b", 400, "bad_request"),
+        ("%FF", 400, "bad_request"),
+    ] {
         let (answer, body) = remove(&inlet, login).await;
         assert_eq!((answer, &body["error"]["code"]), (status, &code.into()), "{login}: {body}");
     }
@@ -183,6 +188,7 @@ async fn answers(store: Settings) {
         ("DATA_DIR", folder.to_str().unwrap()),
         ("PORT", &inlet.port.to_string()),
         ("ADMIN_TOKEN", TOKEN),
+        ("TWITCH_CHANNELS", "alpha"),
         ("LOG_LEVEL", "error"),
     ]);
     let environment = [of_command, store.clone()].concat();
@@ -193,10 +199,33 @@ async fn answers(store: Settings) {
     assert_eq!((status, &gone["login"]), (200, &"beta".into()));
     assert_eq!(remove(&inlet, "beta").await.0, 404);
     joined(&inlet, &["alpha"]).await;
+    records(&inlet, store.is_empty()).await;
     let metrics = inlet.metrics().await;
     let count = |state: &str| metrics.get(&format!("inlet_twitch_channels{{state=\"{state}\"}}"));
     assert_eq!((count("joined"), count("wanted"), count("failed")), (1, 0, 0));
     assert!(!inlet.log().contains(TOKEN));
+}
+
+/// What was done is on record, with how it ended.
+async fn records(inlet: &Inlet, is_embedded: bool) {
+    let answer =
+        inlet.client().get(inlet.url("/admin/audit?limit=500")).bearer_auth(TOKEN).send().await.unwrap();
+    let page: Value = answer.json().await.unwrap();
+    let records = page["records"].as_array().unwrap();
+    let outcomes = |action: &str, login: &str| {
+        let of = records.iter().filter(|record| {
+            record["action"] == action
+                && record["target"].as_str().is_some_and(|target| target.ends_with(login))
+        });
+        of.map(|record| record["outcome"].as_str().unwrap()).collect::<BTreeSet<_>>()
+    };
+    assert!(outcomes("DELETE /admin/channels/{login}", "beta").contains("done"), "{page}");
+    let command = if is_embedded { "DELETE /admin/channels/{login}" } else { "inlet channel remove" };
+    assert!(outcomes(command, "gamma").contains("done"), "{page}");
+    assert!(
+        !outcomes(command, "nobody").contains("done") && !outcomes(command, "nobody").is_empty(),
+        "{page}"
+    );
 }
 
 fn commands(environment: &Settings, is_embedded: bool) {
@@ -402,6 +431,7 @@ async fn many_channels_come_and_go_and_nothing_is_lost() {
     .await;
     simulator.say("pause");
     inlet.quiet().await.assert_account_closes();
+    assert_eq!(unheard(&simulator, &fixed), 0, "somebody is always there");
     assert!(gaps(&read(&nats.url(), "INLET").await).is_empty(), "whoever comes or goes has no gap");
     let metrics = inlet.metrics().await;
     let stats = numbers(&mut simulator).await;
@@ -416,6 +446,22 @@ async fn many_channels_come_and_go_and_nothing_is_lost() {
     inlet.terminate(Duration::from_secs(20)).await;
     let inlet = Inlet::serve(&refs(&own)).await;
     joined(&inlet, &left).await;
+}
+
+/// Lines that nobody was there for, in these channels, since the first that somebody heard.
+fn unheard(simulator: &Simulator, channels: &[String]) -> usize {
+    let (mut heard, mut unheard) = (BTreeSet::new(), 0);
+    for line in std::fs::read_to_string(simulator.sent_file()).unwrap().lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let channel = line["channel"].as_str().unwrap().to_owned();
+        if !line["connection"].is_null() {
+            heard.insert(channel);
+        } else if channels.contains(&channel) && heard.contains(&channel) {
+            unheard += 1;
+        }
+    }
+    assert!(channels.iter().all(|channel| heard.contains(channel)), "{heard:?}");
+    unheard
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Several books on one store that knows conditions, as every store does.
 
+use super::super::record::{removals, wanted_rooms};
 use super::super::{Channel, Collection};
 use super::*;
 use crate::store::{Condition, Fields};
@@ -58,7 +59,8 @@ impl World {
 
     /// What an operator does to remove it.
     fn remove(&mut self, login: &str, at: Timestamp) {
-        for write in super::super::record::removals(&self.records(), login, at) {
+        let records = self.records();
+        for write in removals(&records, (login, &wanted_rooms(&records, login)), at) {
             self.write(&write).unwrap();
         }
     }
@@ -232,6 +234,77 @@ fn a_room_is_followed_to_its_new_login_and_old_news_do_not_bring_it_back() {
     one.sees(7, "gamma", at(20 + 86_400));
     one.settles(&mut world, at(20 + 86_400));
     assert_eq!(shown(&world)[0].last_seen_at, Some(at(20 + 86_400)));
+}
+
+/// What an operator does about a rename that nobody heard of: the old login is removed, the new one added. What the
+/// instances saw of the room before says otherwise.
+#[test]
+fn a_room_that_is_added_under_its_new_login_keeps_it() {
+    for is_forgotten in [false, true] {
+        let mut world = World::default();
+        world.add("alpha", at(0));
+        let [mut one, mut other] = [Instance::new(&[]), Instance::new(&[])];
+        for instance in [&mut one, &mut other] {
+            instance.hears(&world);
+            instance.sees(7, "alpha", at(1));
+            instance.settles(&mut world, at(1));
+        }
+        world.remove("alpha", at(10));
+        world.add("beta", at(11));
+        for instance in [&mut one, &mut other] {
+            instance.hears(&world);
+            if is_forgotten {
+                instance.sights.keep(&instance.book.roster(&instance.sights));
+            }
+        }
+        one.sees(7, "beta", at(12));
+        for second in 12..15 {
+            one.settles(&mut world, at(second));
+            other.settles(&mut world, at(second));
+        }
+        assert_eq!((one.logins(), other.logins()), (vec!["beta".to_owned()], vec!["beta".to_owned()]));
+        let channel = &shown(&world)[0];
+        assert_eq!((&*channel.login, channel.former_login.as_deref()), ("beta", None));
+        one.settles(&mut world, at(100));
+        assert_eq!(world.ids(), ["7"]);
+    }
+}
+
+#[test]
+fn a_room_that_is_renamed_while_it_is_removed_goes_all_the_same() {
+    let mut world = World::default();
+    world.add("alpha", at(0));
+    let mut one = Instance::new(&[]);
+    one.hears(&world);
+    one.sees(7, "alpha", at(1));
+    one.settles(&mut world, at(1));
+    let records = world.records();
+    let rooms = wanted_rooms(&records, "alpha");
+    let removal = removals(&records, ("alpha", &rooms), at(2));
+    one.sees(7, "beta", at(2));
+    one.settles(&mut world, at(2));
+    let written: Vec<_> = removal.iter().map(|write| world.write(write).is_some()).collect();
+    assert!(written.contains(&false), "the rename was faster");
+    for write in removals(&world.records(), ("alpha", &rooms), at(3)) {
+        world.write(&write).unwrap();
+    }
+    assert!(removals(&world.records(), ("alpha", &rooms), at(3)).is_empty());
+    one.settles(&mut world, at(4));
+    assert!(one.logins().is_empty() && shown(&world).is_empty(), "{:?}", world.ids());
+}
+
+#[test]
+fn a_room_is_made_over_what_cannot_be_read() {
+    let mut world = World::default();
+    world.write(&Write::set(Key::Room(7).name(), fields([("login", json!(7))])));
+    world.add("alpha", at(0));
+    let mut one = Instance::new(&[]);
+    one.hears(&world);
+    assert_eq!(one.book.unreadable().keys().map(|id| &**id).collect::<Vec<_>>(), ["7"]);
+    one.sees(7, "alpha", at(1));
+    one.settles(&mut world, at(1));
+    assert_eq!((world.ids(), one.book.unreadable().len()), (vec!["7"], 0));
+    assert_eq!(shown(&world)[0].login, "alpha");
 }
 
 #[test]

@@ -18,6 +18,7 @@ accept-tokens TOKEN...|off        of those with an account, only who shows one o
 ignore-join NAME...               never answer
 refuse-join banned|suspended NAME...
 allow-join [NAME...]              answer again; none named: all
+put-out NAME...                   everybody leaves these channels, and may join again
 rename OLD NEW                    the channel has another login, and is the same room
 join-limit N                      JOINs answered per account and 10 s; 0: all
 bad [PERMILLE|off]                one of each bad line now, or so many among a thousand lines
@@ -93,6 +94,7 @@ fn service(command: &str, words: &[&str]) -> Option<Command> {
             Command::RefuseJoins(why.parse().ok()?, channels(names)?)
         }
         ("allow-join", names) => Command::AllowJoins(channels(names)?),
+        ("put-out", names @ [_, ..]) => Command::PutOut(channels(names)?),
         ("rename", [old, new]) => Command::Rename(channel_name(old).ok()?, channel_name(new).ok()?),
         ("join-limit", [limit]) => Command::JoinLimit(limit.parse().ok()?),
         ("bad", []) => Command::BadLinesOnce,
@@ -137,7 +139,7 @@ mod tests {
     fn lines_are_read() {
         let second = Duration::from_secs(1);
         let names = || vec!["one".to_owned(), "two".to_owned()];
-        let cases: [(&[u8], Command); 29] = [
+        let cases: [(&[u8], Command); 30] = [
             (b"drop\n", Command::Drop(Target::All)),
             (b"drop 12\r\n", Command::Drop(Target::One(12))),
             (b" reconnect ", Command::Reconnect(Target::All, None)),
@@ -157,6 +159,7 @@ mod tests {
             (b"refuse-join banned one,two", Command::RefuseJoins(JoinRefusal::Banned, names())),
             (b"refuse-join suspended one two", Command::RefuseJoins(JoinRefusal::Suspended, names())),
             (b"allow-join", Command::AllowJoins(vec![])),
+            (b"put-out one two", Command::PutOut(names())),
             (b"rename #One two", Command::Rename("one".to_owned(), "two".to_owned())),
             (b"join-limit 20", Command::JoinLimit(20)),
             (b"bad", Command::BadLinesOnce),
@@ -191,6 +194,7 @@ mod tests {
             "accept-tokens",
             "ignore-join",
             "ignore-join a:b",
+            "put-out",
             "rename one",
             "rename one t:o",
             "refuse-join banned",
@@ -219,6 +223,7 @@ mod tests {
             "ignore-join",
             "refuse-join",
             "allow-join",
+            "put-out",
             "rename",
             "join-limit",
             "bad",

@@ -276,25 +276,27 @@ impl Session<'_> {
         while let Some(line) = self.lines.next_line() {
             match shared.normalizer.read(line, taken_in) {
                 Reading::Draft(draft) => drafts.push(*draft),
-                Reading::Protocol(protocol) => {
+                // What cannot be answered any more ends the connection; what was read before is taken in.
+                Reading::Protocol(protocol) if end.is_ok() => {
                     end = self.protocol(protocol, taken_in.at).await;
-                    if end.is_err() {
-                        break;
-                    }
                 }
-                Reading::Empty => {}
+                Reading::Protocol(_) | Reading::Empty => {}
             }
         }
         if !drafts.is_empty() {
-            shared.status.message_at(taken_in.at);
             // One word of each: who was renamed may say much.
             let seen: BTreeMap<_, _> = {
                 let known = shared.known.lookup();
-                drafts.iter().filter_map(|draft| known.note(draft)).collect()
+                let seen = drafts.iter().filter_map(|draft| known.note(draft)).collect();
+                drafts.retain(|draft| !known.is_of_another(draft));
+                seen
             };
             for (room, login) in seen {
                 self.connection.report(What::Seen { room, login }).await;
             }
+        }
+        if !drafts.is_empty() {
+            shared.status.message_at(taken_in.at);
             self.connection.intake.offer(Origin::Twitch, drafts, Patience::Bounded).await;
         }
         // After the door: while it was waited at, nobody listened.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::stopped;
-use super::credentials::Credentials;
+use super::credentials::{Account, Credentials};
 use super::roster::{Lookout, RoomId, Roster, is_login};
 use super::settings::TwitchConfig;
 use crate::clock::Clock;
@@ -115,25 +115,35 @@ impl Helix {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut said = Said::default();
         let mut all_due = Instant::now() + PAUSE;
-        // While it fails nothing else is asked.
+        // While it fails nothing else is asked, unless it is with another token.
         let mut not_before = all_due;
+        let mut accounts = self.credentials.changes();
+        let mut has_failed = false;
         loop {
             let is_all = tokio::select! {
                 () = stopped(&mut stop) => return,
                 () = sleep_until(all_due.max(not_before)) => true,
-                Ok(()) = unanswered.changed() => false,
+                Ok(()) = accounts.changed(), if has_failed => true,
+                Ok(()) = unanswered.changed(), if !has_failed => false,
             };
-            tokio::select! {
-                () = stopped(&mut stop) => return,
-                () = sleep_until(not_before) => {}
+            if !has_failed {
+                tokio::select! {
+                    () = stopped(&mut stop) => return,
+                    () = sleep_until(not_before) => {}
+                }
             }
+            let account = tokio::select! {
+                () = stopped(&mut stop) => return,
+                account = with_account(&mut accounts) => account,
+            };
             let wanted = Arc::clone(&roster.borrow());
             let missing: Vec<_> = unanswered.borrow_and_update().keys().copied().collect();
             let rooms = if is_all { wanted.rooms().into_keys().collect() } else { missing };
             let asked = tokio::select! {
                 () = stopped(&mut stop) => return,
-                asked = self.look_up(&rooms, &roster, &lookout) => asked,
+                asked = self.look_up(&rooms, &account, (&roster, &lookout)) => asked,
             };
+            has_failed = asked.is_err();
             match asked {
                 Ok(()) => {
                     backoff.reset();
@@ -157,12 +167,12 @@ impl Helix {
     async fn look_up(
         &self,
         rooms: &[RoomId],
-        roster: &watch::Receiver<Arc<Roster>>,
-        lookout: &Lookout,
+        account: &Account,
+        (roster, lookout): (&watch::Receiver<Arc<Roster>>, &Lookout),
     ) -> Result<(), LookupError> {
         for batch in rooms.chunks(BATCH) {
             let asked: BTreeSet<_> = batch.iter().copied().collect();
-            let answered = self.logins(batch).await?;
+            let answered = self.logins(batch, account).await?;
             let wanted = Arc::clone(&roster.borrow());
             let known = wanted.rooms();
             for (room, login) in answered {
@@ -174,8 +184,11 @@ impl Helix {
         Ok(())
     }
 
-    async fn logins(&self, rooms: &[RoomId]) -> Result<Vec<(RoomId, String)>, LookupError> {
-        let Some(account) = self.credentials.account() else { return Ok(Vec::new()) };
+    async fn logins(
+        &self,
+        rooms: &[RoomId],
+        account: &Account,
+    ) -> Result<Vec<(RoomId, String)>, LookupError> {
         let ids: Vec<_> = rooms.iter().map(|room| format!("id={room}")).collect();
         let url = format!("{}/users?{}", self.url, ids.join("&"));
         let away = |error: reqwest::Error| LookupError::Away(error.without_url());
@@ -195,5 +208,18 @@ impl Helix {
         let users: Users = serde_json::from_slice(&body).map_err(|_| LookupError::Unreadable)?;
         let login = |user: User| Some((user.id.parse().ok()?, user.login));
         Ok(users.data.into_iter().filter_map(login).filter(|(_, login)| is_login(login)).collect())
+    }
+}
+
+/// Waits until there is an account.
+async fn with_account(accounts: &mut watch::Receiver<Option<Account>>) -> Account {
+    loop {
+        if let Some(account) = accounts.borrow_and_update().clone() {
+            return account;
+        }
+        if accounts.changed().await.is_err() {
+            // Whoever would say so is gone: the end is near.
+            std::future::pending::<()>().await;
+        }
     }
 }

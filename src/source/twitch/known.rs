@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::roster::{RoomId, Roster, is_login};
 use crate::envelope::Draft;
-use crate::envelope::draft::Content;
+use crate::envelope::draft::{Content, Event};
 
 /// One channel.
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ struct Pulse {
     count: AtomicU64,
     /// When something was last said, Unix milliseconds; 0: not in this run.
     last: AtomicI64,
+    /// The room that is meant, where that is certain: whoever else has the login is left again.
+    room: Option<RoomId>,
 }
 
 #[derive(Debug, Default)]
@@ -41,8 +43,9 @@ impl Known {
     pub(super) fn set(&self, roster: &Roster) {
         let mut lookup = self.0.write().unwrap_or_else(PoisonError::into_inner);
         lookup.channels.retain(|login, _| roster.channels.contains_key(login));
-        for login in roster.channels.keys() {
-            lookup.channels.entry(login.clone()).or_default();
+        for (login, wanted) in &roster.channels {
+            let room = wanted.room.filter(|_| !wanted.is_fixed);
+            lookup.channels.entry(login.clone()).or_default().room = room;
         }
         lookup.owners = roster.rooms().into_iter().map(|(room, login)| (room, login.to_owned())).collect();
     }
@@ -72,7 +75,8 @@ impl Lookup {
     /// name.
     pub(super) fn note(&self, draft: &Draft) -> Option<(RoomId, String)> {
         let Content::Event(event) = &draft.content else { return None };
-        if let Some(pulse) = self.channels.get(&event.source.channel) {
+        if let Some(pulse) = self.channels.get(&event.source.channel).filter(|pulse| !pulse.is_another(event))
+        {
             pulse.count.fetch_add(1, Ordering::Relaxed);
             pulse.last.store(draft.taken_in_at.as_millisecond(), Ordering::Relaxed);
         }
@@ -80,6 +84,20 @@ impl Lookup {
         let room = user.id.parse().ok()?;
         let known = self.owners.get(&room)?;
         (*known != user.name && is_login(&user.name)).then(|| (room, user.name.clone()))
+    }
+
+    /// Whether it was said in a room that is not wanted and has the login of one that is. Nobody asked for that: it is
+    /// not received.
+    pub(super) fn is_of_another(&self, draft: &Draft) -> bool {
+        let Content::Event(event) = &draft.content else { return false };
+        self.channels.get(&event.source.channel).is_some_and(|pulse| pulse.is_another(event))
+    }
+}
+
+impl Pulse {
+    fn is_another(&self, event: &Event) -> bool {
+        let said_in = event.source.channel_id.as_deref().and_then(|id| id.parse::<RoomId>().ok());
+        matches!((self.room, said_in), (Some(wanted), Some(said_in)) if wanted != said_in)
     }
 }
 
@@ -126,6 +144,18 @@ mod tests {
         assert_eq!(known.last_said("beta"), None);
         known.halve();
         assert_eq!(known.busy("alpha"), 2);
+        // What is said in another room that has the login now is not meant, where a certain one is.
+        roster.channels.insert("alpha".to_owned(), Wanted { room: Some(8), ..Wanted::default() });
+        known.set(&roster);
+        let is_of_another = |known: &Known| known.lookup().is_of_another(&draft(&normalizer, "5", "delta"));
+        assert!(is_of_another(&known));
+        assert_eq!((note("5", "delta"), known.busy("alpha")), (Some((5, "delta".to_owned())), 2));
+        let fixed = Wanted { room: Some(8), is_fixed: true, ..Wanted::default() };
+        for wanted in [Wanted { room: Some(7), ..Wanted::default() }, fixed] {
+            roster.channels.insert("alpha".to_owned(), wanted);
+            known.set(&roster);
+            assert!(!is_of_another(&known));
+        }
         // What is counted stays over a change of the list.
         roster.channels.remove("beta");
         known.set(&roster);

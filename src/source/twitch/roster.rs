@@ -74,11 +74,18 @@ impl Sights {
 
     /// `room` has this login at this time.
     pub fn note(&mut self, room: RoomId, login: &str, at: Timestamp, wanted: &Roster) {
-        let rooms = wanted.rooms();
-        self.rooms
-            .retain(|room, sight| rooms.contains_key(room) || wanted.channels.contains_key(&sight.login));
+        self.keep(wanted);
         self.last += 1;
         self.rooms.insert(room, Sight { login: login.to_owned(), at, number: self.last });
+    }
+
+    /// Forgets what does not matter to the wanted; whether there was anything. A room that is wanted again later is not
+    /// to be taken for what it was called before.
+    pub fn keep(&mut self, wanted: &Roster) -> bool {
+        let (rooms, before) = (wanted.rooms(), self.rooms.len());
+        self.rooms
+            .retain(|room, sight| rooms.contains_key(room) || wanted.channels.contains_key(&sight.login));
+        self.rooms.len() < before
     }
 }
 
@@ -126,6 +133,9 @@ mod tests {
         roster.channels.remove("alpha");
         sights.note(2, "beta", at, &roster);
         assert_eq!(sights.rooms.keys().collect::<Vec<_>>(), [&2]);
+        assert!(!sights.keep(&roster));
+        roster.channels.remove("beta");
+        assert!(sights.keep(&roster) && sights.rooms.is_empty());
     }
 
     #[test]

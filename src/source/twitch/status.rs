@@ -94,6 +94,9 @@ pub struct Snapshot {
     last_message_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<LastError>,
+    /// Whether it is known which channels are wanted.
+    #[serde(skip)]
+    is_whole: bool,
 }
 
 impl Snapshot {
@@ -142,6 +145,7 @@ impl TwitchStatus {
             last_reconnect_at: None,
             last_message_at: None,
             last_error: None,
+            is_whole: false,
         };
         Self { snapshot: Mutex::new(snapshot), credentials, metrics, clock }
     }
@@ -202,6 +206,7 @@ impl TwitchStatus {
             snapshot.state = state;
             snapshot.connections = connections;
             snapshot.channels = channels;
+            snapshot.is_whole = roster.is_whole;
         });
     }
 
@@ -229,7 +234,8 @@ impl Part for TwitchStatus {
         self.with(|snapshot| match snapshot.state {
             ConnectionState::Disabled => false,
             ConnectionState::Connected => {
-                snapshot.channels.iter().any(|channel| channel.state == ChannelState::Wanted)
+                let is_wanted = |channel: &Channel| channel.state == ChannelState::Wanted;
+                !snapshot.is_whole || snapshot.channels.iter().any(is_wanted)
             }
             ConnectionState::Connecting | ConnectionState::Reconnecting | ConnectionState::Error => true,
         })

@@ -103,6 +103,13 @@ impl Irc {
         id
     }
 
+    /// A line, as it is, to all connections.
+    pub fn tell(&self, line: &str) {
+        for (lines, _) in self.state().standing.values() {
+            lines.try_send(format!("{line}\r\n")).unwrap();
+        }
+    }
+
     /// All that was said.
     pub fn said(&self) -> Vec<Said> {
         self.state().said.clone()

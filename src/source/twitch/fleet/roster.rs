@@ -36,6 +36,7 @@ impl Fleet {
             self.ledger.all_are_wanted();
         }
         self.shared.known.set(roster);
+        self.lookout.sights.send_if_modified(|sights| sights.keep(roster));
     }
 
     fn warn_of_too_many(&self, before: &Roster, roster: &Roster) {

@@ -26,7 +26,7 @@ impl Fleet {
     pub(super) fn show(&self) {
         let stands = |berth: &Berth| berth.logged_in_at.is_some();
         let state = match (self.berths.values().any(stands), self.is_login_refused, self.was_connected) {
-            _ if self.plan.is_empty() => ConnectionState::Disabled,
+            _ if self.plan.is_empty() && self.roster.is_whole => ConnectionState::Disabled,
             (true, ..) => ConnectionState::Connected,
             (false, true, _) => ConnectionState::Error,
             (false, false, true) => ConnectionState::Reconnecting,
