@@ -268,6 +268,8 @@ pub struct Follower {
     pub identity: String,
     /// The first position that the stream still held when following began; behind the last, of an empty one.
     pub first_position: u64,
+    /// The last position that it had given away when following began.
+    pub last_position: u64,
     batches: BoxStream<'static, Result<Batch, BusError>>,
 }
 
@@ -286,6 +288,8 @@ pub struct Batch {
     /// How many messages, of whomever, stood behind these at that moment. Nothing follows for now where it is 0; the
     /// first batch of an empty rest is empty.
     pub behind: u64,
+    /// The last position that was come to, of whomever.
+    pub up_to: u64,
 }
 
 impl Batch {

@@ -54,6 +54,9 @@ pub use table::{Met, Visit};
 const FIRST_PROBE: Duration = Duration::from_millis(200);
 const LONGEST_PROBE: Duration = Duration::from_secs(2);
 
+/// A bus that is there, and whose stream cannot be followed for so long, is away for whoever waits for its events.
+const LONGEST_UNFOLLOWED: Duration = Duration::from_secs(10);
+
 /// What is done behind the path may take this long before the store counts as away.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -158,7 +161,7 @@ impl Users {
     }
 
     /// Waits until events may be taken in: it is known who is kept out, and what the stream holds is noted; or that cannot
-    /// be, because the bus or the store is away.
+    /// be, because the bus or the store is away, or the stream cannot be followed.
     pub async fn caught_up(&self) {
         self.0.barred.asked().await;
         if self.is_dry() {
@@ -170,6 +173,7 @@ impl Users {
             _ = following.wait_for(|following| matches!(following, Following::CaughtUp | Following::Unfit(_))) => {}
             _ = bus.wait_for(|state| !matches!(state, BusState::Up | BusState::Connecting)) => {}
             () = self.0.circuit.until(true) => {}
+            () = not_followed(self.0.following.subscribe()) => {}
         }
     }
 
@@ -239,6 +243,19 @@ impl Shared {
     }
 }
 
+/// Waits until the projection could not begin, or go on, for so long that it is not waited for.
+async fn not_followed(mut following: watch::Receiver<Following>) {
+    let is_reading =
+        |following: &Following| !matches!(following, Following::Starting | Following::Interrupted);
+    // Its sender lives as long as the users.
+    while following.wait_for(|following| !is_reading(following)).await.is_ok() {
+        if tokio::time::timeout(LONGEST_UNFOLLOWED, following.wait_for(is_reading)).await.is_err() {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
 /// The store as the probes see it.
 struct StorePart(Users);
 
@@ -258,4 +275,18 @@ impl Part for StorePart {
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_cannot_be_followed_is_not_waited_for_but_one_that_is_read_is() {
+        let following = watch::Sender::new(Following::CatchingUp);
+        let mut waiting = std::pin::pin!(not_followed(following.subscribe()));
+        assert!(tokio::time::timeout(LONGEST_UNFOLLOWED * 10, &mut waiting).await.is_err());
+        following.send_replace(Following::Interrupted);
+        assert!(tokio::time::timeout(LONGEST_UNFOLLOWED * 2, &mut waiting).await.is_ok());
+    }
 }

@@ -131,9 +131,11 @@ impl Bus for EmbeddedBus {
                 read(Arc::clone(&file), move |file| Ok((file.position_of(start)?, file.first_position()?)))
                     .await?;
             let head = file.head();
+            let last_position = *head.borrow();
             let reader = Reader { file, subjects, position, content, head, is_first: true };
             let batches = stream::try_unfold(reader, Reader::next).boxed();
-            Ok(Follower { identity: self.info.identity.clone(), first_position, batches })
+            let identity = self.info.identity.clone();
+            Ok(Follower { identity, first_position, last_position, batches })
         }
         .boxed()
     }

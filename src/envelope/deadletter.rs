@@ -6,6 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::errors::ErrorCode;
 use crate::label;
@@ -15,6 +16,9 @@ pub const DEAD_LETTER_TYPE: &str = "internal.deadletter.v1";
 
 /// How much of the original a dead letter keeps, in bytes.
 pub const LONGEST_ORIGINAL: usize = 256 * 1024;
+
+/// An original this short, in letters of base64, is not cut further.
+const SHORTEST_ORIGINAL: usize = 512;
 
 label! {
     /// Why an event became a dead letter. Also the label in `/metrics`.
@@ -146,10 +150,28 @@ impl DeadLetter<'_> {
     }
 }
 
+/// A written dead letter with half as much of its original, as bytes; `None` if that is short already.
+pub fn halved(letter: &Bytes) -> Option<Bytes> {
+    let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(letter).ok()?;
+    let original = fields.get("original")?;
+    let data = match original.get("data").and_then(Value::as_str).filter(|_| original["encoding"] == "base64")
+    {
+        Some(data) => data.to_owned(),
+        None => BASE64.encode(original.to_string()),
+    };
+    if data.len() < SHORTEST_ORIGINAL {
+        return None;
+    }
+    // Four letters are three bytes.
+    let kept = data.get(..data.len() / 8 * 4)?;
+    fields.insert("original".to_owned(), json!({ "encoding": "base64", "data": kept }));
+    fields.insert("truncated".to_owned(), Value::Bool(true));
+    serde_json::to_vec(&fields).ok().map(Bytes::from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
 
     fn letter(original: Original) -> DeadLetter<'static> {
         DeadLetter {
@@ -194,5 +216,21 @@ mod tests {
             assert!(length <= most, "{length} of {most}");
             assert_eq!(value["truncated"], json!(true));
         }
+    }
+
+    #[test]
+    fn what_is_still_too_large_is_cut_by_half_until_it_is_short() {
+        let envelope = format!("{{\"text\":\"{}\"}}", "x".repeat(10_000));
+        let mut letter = letter(Original::Envelope(envelope.clone().into())).to_json(1 << 20).unwrap();
+        let mut sizes = vec![letter.len()];
+        while let Some(shorter) = halved(&letter) {
+            letter = shorter;
+            sizes.push(letter.len());
+        }
+        assert!(sizes.is_sorted_by(|longer, shorter| longer > shorter) && letter.len() < 1_024, "{sizes:?}");
+        let value: Value = serde_json::from_slice(&letter).unwrap();
+        assert_eq!((&value["reason"], &value["truncated"]), (&json!("too_large"), &json!(true)));
+        let kept = BASE64.decode(value["original"]["data"].as_str().unwrap()).unwrap();
+        assert!(envelope.as_bytes().starts_with(&kept));
     }
 }

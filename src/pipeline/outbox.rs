@@ -51,6 +51,9 @@ const WORTH_COMPACTING: u64 = 8 << 20;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
 
+/// A dead letter waits so long for a disk that fails.
+const LONGEST_FAILURE: Duration = Duration::from_secs(10);
+
 /// Why there is no outbox.
 #[derive(Debug, Error)]
 pub enum OutboxError {
@@ -74,6 +77,8 @@ pub struct Outbox {
     part: Arc<OutboxPart>,
     rows: BTreeMap<u64, Held>,
     next_row: u64,
+    /// Rows before it are of earlier runs.
+    first_own_row: u64,
     /// Rows before it were handed over to be sent, or are being sent.
     next_unread: u64,
     bytes: u64,
@@ -87,6 +92,8 @@ pub struct Outbox {
     backoff: Backoff,
     /// The disk failed; not before then again.
     retry_at: Option<Instant>,
+    /// Since when it fails.
+    failing_since: Option<Instant>,
     is_full: bool,
 }
 
@@ -169,6 +176,7 @@ impl Outbox {
             part: Arc::new(OutboxPart::new(metrics, bounds)),
             rows: BTreeMap::new(),
             next_row: 1,
+            first_own_row: 0,
             next_unread: 0,
             bytes: 0,
             most_bytes: 0,
@@ -178,6 +186,7 @@ impl Outbox {
             remove_at: None,
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry_at: None,
+            failing_since: None,
             is_full: false,
         })
     }
@@ -198,6 +207,7 @@ impl Outbox {
             let mut recovered = Vec::new();
             for (number, size, row) in found {
                 self.next_row = number + 1;
+                self.first_own_row = self.next_row;
                 if let Some(row) = row {
                     self.hold(number, (row.events.len() as u64, disk_bytes(size), row.stored_at));
                     recovered.extend(row.events.into_iter().map(|event| (event, row.stored_at)));
@@ -223,6 +233,11 @@ impl Outbox {
     /// there at once, but not alone.
     pub(super) fn patience(&self, is_needed_anyway: bool) -> Duration {
         if is_needed_anyway { (self.after / 2).min(GROUP_WAIT) } else { self.after }
+    }
+
+    /// Events in rows before it are of earlier runs.
+    pub(super) fn first_own_row(&self) -> u64 {
+        self.first_own_row
     }
 
     /// Whether rows lie on disk that nobody has begun to send.
@@ -253,6 +268,11 @@ impl Outbox {
     /// Whether it takes events, as far as is known.
     pub(super) fn is_well(&self) -> bool {
         !self.is_full && self.retry_at.is_none()
+    }
+
+    /// Whether the disk fails for so long that nothing more important is to wait for it.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.failing_since.is_some_and(|since| since.elapsed() >= LONGEST_FAILURE)
     }
 
     /// Whether a commit may begin now.
@@ -354,6 +374,7 @@ impl Outbox {
                 self.part.say(Some(Trouble::Unwritable(OutboxError::Ended.to_string())));
                 // Not before the next start.
                 self.retry_at = Some(Instant::now() + Duration::from_hours(24));
+                self.failing_since.get_or_insert_with(Instant::now);
                 match writing {
                     Some(writing) => Stored::Failed(writing.batch),
                     None => std::future::pending().await,
@@ -363,6 +384,7 @@ impl Outbox {
     }
 
     fn written(&mut self) -> Stored {
+        self.failing_since = None;
         if self.retry_at.take().is_some() {
             self.part.say(self.is_full.then_some(Trouble::Full));
         }
@@ -392,6 +414,7 @@ impl Outbox {
     }
 
     fn trouble(&mut self, error: &FileError) {
+        self.failing_since.get_or_insert_with(Instant::now);
         self.retry_at = Some(Instant::now() + self.backoff.next_wait());
         self.part.say(Some(Trouble::Unwritable(error.to_string())));
     }

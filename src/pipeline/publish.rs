@@ -8,25 +8,25 @@
 //! read back from there, in front of all others, are sent like those that come.
 
 mod config;
+mod late;
 mod settle;
 mod store;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::enrich::Enriched;
-use super::look_back::LookBack;
+use super::look_back::{Late, LookBack};
 use super::metrics::PipelineMetrics;
 use super::outbox::{Outbox, Stored};
-use super::window::Window;
+use super::window::{self, Slot, Window};
 use crate::bus::{Ack, Bus, BusError, BusState, Lane, Numbered, Settled, Silence};
 use crate::clock::Clock;
-use crate::envelope::{MessageId, SubjectTemplate};
+use crate::envelope::SubjectTemplate;
 use crate::errors::ErrorCode;
 use crate::retry::Backoff;
 use crate::users::Users;
@@ -39,10 +39,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// Something is under way, and nothing was acknowledged for so long: then the bus is not well, whatever else it answers.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 
-/// Until the stream was seen for the first time: what a NATS server takes by default, and the window of a stream
-/// that Inlet makes.
+/// Until the stream was seen for the first time: what a NATS server takes by default.
 const USUAL_LARGEST_MESSAGE: usize = 1 << 20;
-const USUAL_DUPLICATE_WINDOW: Duration = Duration::from_mins(10);
 
 /// What may be sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -312,18 +310,19 @@ impl Publish {
 
     /// Sends events that were not sent before, from the outbox or from those that came.
     async fn send_new(&mut self, is_from_outbox: bool) {
-        let late_before = self.late_before();
+        let lateness = self.lateness();
         let events = if is_from_outbox { &self.ready } else { &self.waiting };
         let count = self.room().min(events.len());
-        let asked = Late::among(events.iter().take(count), late_before);
-        if !self.has_looked_back_for(asked) {
+        let late = events.iter().take(count).filter(|event| lateness.holds(event));
+        let late = Late::all(late.map(|event| (event, None)));
+        if !self.has_looked_back_for(late) {
             return;
         }
         let now = Instant::now();
         let mut batch = Vec::with_capacity(count);
         let events = if is_from_outbox { &mut self.ready } else { &mut self.waiting };
         for event in events.drain(..count).collect::<Vec<_>>() {
-            let known = self.known_position(&event);
+            let known = lateness.holds(&event).then(|| self.look_back.position(event.message.id)).flatten();
             let message = Arc::clone(&event.message);
             let number = self.window.push(event, now);
             match known {
@@ -336,26 +335,30 @@ impl Publish {
 
     /// Sends again what failed, in order.
     async fn repeat(&mut self) {
-        let asked = Late::among(self.window.failed().map(|(_, slot, _)| &slot.event), self.late_before());
-        if !self.has_looked_back_for(asked) {
+        let lateness = self.lateness();
+        let is_looked_for = |slot: &Slot| slot.looks_back_since.is_some() || lateness.holds(&slot.event);
+        let late = self.window.failed().map(|(_, slot, _)| slot).filter(|slot| is_looked_for(slot));
+        let late = Late::all(late.map(|slot| (&slot.event, slot.looks_back_since)));
+        if !self.has_looked_back_for(late) {
             return;
         }
         let now = Instant::now();
         let mut batch = Vec::with_capacity(self.window.failed_count());
         let mut known = Vec::new();
         for (number, slot, cause) in self.window.failed() {
-            if let Some(position) = self.known_position(&slot.event) {
+            let id = slot.event.message.id;
+            if let Some(position) = is_looked_for(slot).then(|| self.look_back.position(id)).flatten() {
                 known.push((number, position));
             } else {
                 self.metrics.publish_retries.of(cause).inc();
-                batch.push(Numbered { number, message: Arc::clone(&slot.event.message) });
+                batch.push(slot.numbered(number));
             }
         }
         for (number, position) in known {
             self.acknowledge(number, Ack { position, duplicate: true });
         }
         for numbered in &batch {
-            self.window.mark_sent(numbered.number, now);
+            self.window.mark_sent(window::place(numbered.number).0, now);
         }
         self.mode = if batch.is_empty() { Mode::Flowing } else { Mode::Repeating };
         self.send(batch).await;
@@ -368,63 +371,10 @@ impl Publish {
             tracing::debug!("the lane is closed");
         }
     }
-
-    /// Whether the stream was read back for late events. If not, that is begun; nothing is sent meanwhile.
-    fn has_looked_back_for(&mut self, late: Option<Late>) -> bool {
-        let Some(Late { from, ids }) = late else { return true };
-        if self.look_back.is_good(&*self.bus, from, self.stream_window(), &ids) {
-            return true;
-        }
-        if self.look_back.is_at_odds(&*self.bus) {
-            // Another stream, and the bus has not noticed: it will.
-            self.mode = Mode::Waiting(Instant::now() + self.backoff.next_wait());
-        } else {
-            self.look_back.begin(Arc::clone(&self.bus), from, ids);
-        }
-        false
-    }
-
-    fn stream_window(&self) -> Duration {
-        self.bus.stream().map_or(USUAL_DUPLICATE_WINDOW, |stream| stream.duplicate_window)
-    }
-
-    /// Events that can have been published before this are looked for in the stream before they are sent.
-    fn late_before(&self) -> Timestamp {
-        self.clock.now() - self.stream_window() / 2
-    }
-
-    /// Where a late event already is in the stream, by the last look back.
-    fn known_position(&self, event: &Enriched) -> Option<u64> {
-        if event.not_published_before < self.late_before() {
-            self.look_back.position(event.message.id)
-        } else {
-            None
-        }
-    }
 }
 
 fn largest_message(bus: &dyn Bus) -> usize {
     bus.stream().map_or(USUAL_LARGEST_MESSAGE, |stream| stream.largest_message)
-}
-
-/// Events that the stream may have forgotten the ids of.
-struct Late {
-    /// None of them can be in the stream from before this.
-    from: Timestamp,
-    ids: HashSet<MessageId>,
-}
-
-impl Late {
-    fn among<'a>(events: impl Iterator<Item = &'a Enriched>, late_before: Timestamp) -> Option<Self> {
-        let mut late: Option<Self> = None;
-        for event in events.filter(|event| event.not_published_before < late_before) {
-            let from = event.not_published_before;
-            let late = late.get_or_insert_with(|| Self { from, ids: HashSet::new() });
-            late.from = late.from.min(from);
-            late.ids.insert(event.message.id);
-        }
-        late
-    }
 }
 
 /// Waits until the bus changes to up; for ever if it never does.
@@ -438,3 +388,6 @@ async fn came_up(state: &mut watch::Receiver<BusState>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,22 @@
 //! The events that were sent and are not settled, by number.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::enrich::Enriched;
-use crate::bus::TransientCause;
+use crate::bus::{Numbered, TransientCause};
+
+/// Set in the number that a dead letter is sent under, in the place of its event: a late answer to the event is none to
+/// the letter.
+const LETTER: u64 = 1 << 63;
+
+/// The place of what was sent under this number, and whether it was a dead letter in its event's place.
+pub(super) fn place(number: u64) -> (u64, bool) {
+    (number & !LETTER, number & LETTER != 0)
+}
 
 /// An event on its way into the stream.
 pub(super) struct Slot {
@@ -17,6 +27,18 @@ pub(super) struct Slot {
     sent_at: Instant,
     /// An attempt ended without an answer: it may be in the stream.
     pub(super) is_unknown: bool,
+    /// Before it is sent again the stream is to be read, from this time on or later.
+    pub(super) looks_back_since: Option<Instant>,
+    /// A dead letter took the event's place.
+    pub(super) is_buried: bool,
+}
+
+impl Slot {
+    /// Its message, to be sent from this place.
+    pub(super) fn numbered(&self, number: u64) -> Numbered {
+        let number = if self.is_buried { number | LETTER } else { number };
+        Numbered { number, message: Arc::clone(&self.event.message) }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,6 +65,8 @@ impl Window {
         self.slots.push_back(Slot {
             // What lay on disk may have been sent by an earlier run.
             is_unknown: event.row.is_some(),
+            looks_back_since: None,
+            is_buried: false,
             event,
             state: SlotState::Sent,
             attempts: 0,
@@ -58,11 +82,14 @@ impl Window {
         self.slots.get_mut(index)
     }
 
-    /// It was sent again just now.
+    /// It was sent again just now, after the look back that it waited for, if any.
     pub(super) fn mark_sent(&mut self, number: u64, now: Instant) {
         self.mark(number, SlotState::Sent);
         if let Some(slot) = self.get(number) {
             slot.sent_at = now;
+            if slot.looks_back_since.take().is_some() {
+                slot.is_unknown = false;
+            }
         }
     }
 

@@ -256,6 +256,35 @@ async fn at_the_end_even_a_full_outbox_takes_what_the_door_holds() {
 }
 
 #[tokio::test]
+async fn at_the_end_a_replay_that_waits_at_the_door_is_sent_away() {
+    let mut nats = Nats::start().await;
+    let url = nats.url();
+    let small = [
+        ("NATS_URL", &*url),
+        ("INTAKE_MAX_EVENTS", "500"),
+        ("OUTBOX_MAX_BYTES", "4MiB"),
+        ("ENRICH_MODE", "off"),
+        ("SHUTDOWN_GRACE", "5s"),
+    ];
+    let mut inlet = Inlet::serve(&small).await;
+    inlet.ready().await;
+    nats.kill();
+    let line = |n| format!("@id=line-{n};room-id=1;user-id=7 :u!u@u.tmi.twitch.tv PRIVMSG #alpha :{n}\r\n");
+    let lines: String = (0..12_000).map(line).collect();
+    let replay = inlet.client().post(inlet.url("/admin/replay")).body(lines).send();
+    let end = async {
+        within(BACK, "it is full", || async {
+            (inlet.waiting_for().await == ["bus", "outbox"]).then_some(())
+        })
+        .await;
+        inlet.terminate(Duration::from_secs(9)).await
+    };
+    let (_, (spent, code)) = tokio::join!(replay, end);
+    assert_eq!(code, Some(0), "{}", inlet.log());
+    assert!(spent < Duration::from_secs(4), "{spent:?}");
+}
+
+#[tokio::test]
 async fn a_disk_that_takes_no_more_costs_nothing_while_the_process_lives() {
     let mut nats = Nats::start().await;
     let simulator = chat(400, 6_000).await;

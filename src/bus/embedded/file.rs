@@ -149,6 +149,7 @@ impl StreamFile {
             // Positions whose rows are gone by age or size are passed over.
             let next = if is_end { next.max(head + 1) } else { next };
             batch.behind = (head + 1).saturating_sub(next);
+            batch.up_to = next.saturating_sub(1);
             Ok((batch, next))
         })
     }

@@ -28,8 +28,8 @@ struct State {
     /// The consumer's name.
     consumer: String,
     subjects: SubjectTemplate,
-    /// Nothing was there when following began, and nobody was told yet.
-    begins_at_end: bool,
+    /// The stream's last position, if nothing is left behind it when following begins, and nobody was told yet.
+    begins_at_end: Option<u64>,
 }
 
 pub(super) async fn follow(
@@ -68,7 +68,8 @@ pub(super) async fn follow(
         return Err(BusError::Interrupted("the stream is another one".to_owned()));
     }
     let first_position = stream.cached_info().state.first_sequence.max(1);
-    let begins_at_end = consumer.cached_info().num_pending == 0;
+    let last_position = stream.cached_info().state.last_sequence;
+    let begins_at_end = (consumer.cached_info().num_pending == 0).then_some(last_position);
     let name = consumer.cached_info().name.clone();
     let messages = consumer.messages().await.map_err(|error| away(&error))?;
     let messages =
@@ -83,12 +84,13 @@ pub(super) async fn follow(
         begins_at_end,
     };
     let identity = state.identity.clone();
-    Ok(Follower { identity, first_position, batches: stream::try_unfold(state, next).boxed() })
+    let batches = stream::try_unfold(state, next).boxed();
+    Ok(Follower { identity, first_position, last_position, batches })
 }
 
 async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
-    if std::mem::take(&mut state.begins_at_end) {
-        return Ok(Some((Batch::default(), state)));
+    if let Some(up_to) = state.begins_at_end.take() {
+        return Ok(Some((Batch { up_to, ..Batch::default() }, state)));
     }
     let first = tokio::select! {
         message = state.messages.next() => {
@@ -109,7 +111,7 @@ async fn next(mut state: State) -> Result<Option<(Batch, State)>, BusError> {
         if state.consumer != info.consumer {
             return Err(BusError::Interrupted("the consumer is another one".to_owned()));
         }
-        batch.behind = info.pending;
+        (batch.behind, batch.up_to) = (info.pending, info.stream_sequence);
         if state.subjects.owns(&message.subject) {
             batch.messages.push(stored(&message, &info));
         }

@@ -1,20 +1,24 @@
 //! What became of an event: in the stream, or not now, or never.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::{Publish, largest_message};
-use crate::bus::{Ack, Message, Numbered, Refusal, TransientCause};
-use crate::envelope::deadletter::Original;
-use crate::envelope::{DeadLetter, DeadLetterReason, MessageId, Outcome};
+use crate::bus::{Ack, Message, Refusal, TransientCause};
+use crate::envelope::deadletter::{Original, halved};
+use crate::envelope::{DeadLetter, DeadLetterReason, Outcome};
 use crate::errors::ErrorCode;
 use crate::pipeline::enrich::dead_letter_message;
-use crate::pipeline::look_back::LookBack;
+use crate::pipeline::window;
 
 impl Publish {
     pub(super) async fn settle(&mut self, number: u64, outcome: Result<Ack, Refusal>) {
+        let (number, is_letter) = window::place(number);
+        if self.window.get(number).is_none_or(|slot| slot.is_buried != is_letter) {
+            // A late answer of an earlier attempt.
+            return;
+        }
         match outcome {
             Ok(ack) => self.acknowledge(number, ack),
             Err(Refusal::Transient(cause)) => self.window.mark_failed(number, cause),
@@ -85,7 +89,7 @@ impl Publish {
         };
         let (id, is_unknown) = (slot.event.message.id, slot.is_unknown);
         if slot.event.dead_letter.is_some() {
-            return self.give_up(number, refusal);
+            return self.letter_refused(number, refusal).await;
         }
         // An event that is known to be in the stream is never a dead letter.
         if let (Some(users), Some(key)) = (&self.users, &slot.event.user)
@@ -93,33 +97,12 @@ impl Publish {
         {
             return self.acknowledge(number, Ack { position, duplicate: true });
         }
-        if is_unknown {
-            match self.stored_position(number, id).await {
-                Ok(Some(position)) => {
-                    return self.acknowledge(number, Ack { position, duplicate: true });
-                }
-                Ok(None) => {}
-                Err(()) => return,
-            }
+        if is_unknown && let Some(slot) = self.window.get(number) {
+            // It may be there all the same. If it is not, it is refused once more.
+            slot.looks_back_since = Some(Instant::now());
+            return self.window.mark_failed(number, TransientCause::Unavailable);
         }
         self.bury(number, reason, refusal).await;
-    }
-
-    /// Whether an event that may have arrived is in the stream. `Err`: cannot be known now, the event stays.
-    async fn stored_position(&mut self, number: u64, id: MessageId) -> Result<Option<u64>, ()> {
-        let Some(from) = self.window.get(number).map(|slot| slot.event.not_published_before) else {
-            return Err(());
-        };
-        self.look_back = LookBack::default();
-        self.look_back.begin(Arc::clone(&self.bus), from, HashSet::from([id]));
-        match self.look_back.finished().await {
-            Ok(()) => Ok(self.look_back.position(id)),
-            Err(error) => {
-                tracing::debug!(error = %error, "could not look back before a dead letter");
-                self.window.mark_failed(number, TransientCause::Away);
-                Err(())
-            }
-        }
     }
 
     /// Puts a dead letter in the event's place and sends it.
@@ -144,7 +127,7 @@ impl Publish {
             Arc::new(dead_letter_message(&letter, original.id.event, subject, largest));
         slot.event.message = message;
         slot.event.dead_letter = Some(reason);
-        slot.attempts = 0;
+        (slot.is_buried, slot.attempts) = (true, 0);
         let is_writing = self.outbox.as_ref().is_some_and(|outbox| outbox.is_writing(number));
         if slot.event.row.is_some() || is_writing {
             // What lies on disk must not be sent as an event again after a crash, so it is changed there first.
@@ -158,9 +141,25 @@ impl Publish {
     /// Sends a dead letter.
     pub(super) async fn send_letter(&mut self, number: u64) {
         if let Some(slot) = self.window.get(number) {
-            let message = Arc::clone(&slot.event.message);
+            let letter = slot.numbered(number);
             self.window.mark_sent(number, Instant::now());
-            self.send(vec![Numbered { number, message }]).await;
+            self.send(vec![letter]).await;
+        }
+    }
+
+    /// A dead letter that is too large is cut further: the bus may take less than it last said.
+    async fn letter_refused(&mut self, number: u64, refusal: Refusal) {
+        let Some(slot) = self.window.get(number) else {
+            return;
+        };
+        let letter = &slot.event.message;
+        let shorter = Some(&letter.payload).filter(|_| refusal == Refusal::TooLarge).and_then(halved);
+        match shorter {
+            Some(payload) => {
+                slot.event.message = Arc::new(Message { payload, ..Message::clone(letter) });
+                self.send_letter(number).await;
+            }
+            None => self.give_up(number, refusal),
         }
     }
 

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::Publish;
 use crate::bus::BusState;
 use crate::envelope::{DeadLetterReason, Origin, Outcome};
+use crate::errors::ErrorCode;
 use crate::pipeline::KnownIds;
 use crate::pipeline::enrich::Enriched;
 use crate::pipeline::outbox::{Batch, Outbox, OutboxError, Stored};
@@ -92,15 +93,22 @@ impl Publish {
         outbox.write(filling, batch, replace);
     }
 
-    /// Dead letters whose events did not get to the disk after all need not wait for it.
+    /// Dead letters whose events did not get to the disk after all need not wait for it, nor any for a disk that goes on
+    /// failing: everything else waits for them.
     async fn send_letters_of_memory(&mut self) {
         let Some(outbox) = self.outbox.as_ref().filter(|_| !self.buried.is_empty()) else { return };
         let window = &mut self.window;
+        let is_given_up = outbox.is_given_up();
         let is_of_disk = |number: &u64| {
-            outbox.is_writing(*number) || window.get(*number).is_none_or(|slot| slot.event.row.is_some())
+            let has_row = window.get(*number).is_none_or(|slot| slot.event.row.is_some());
+            outbox.is_writing(*number) || has_row && !is_given_up
         };
         let (of_disk, of_memory): (Vec<_>, Vec<_>) = self.buried.drain(..).partition(is_of_disk);
         self.buried = of_disk;
+        if is_given_up && !of_memory.is_empty() {
+            let events = of_memory.len();
+            tracing::warn!(error_code = %ErrorCode::OutboxUnwritable, events, "the disk goes on failing: dead letters are sent unwritten, and after a crash their events may be sent too");
+        }
         for number in of_memory {
             self.send_letter(number).await;
         }

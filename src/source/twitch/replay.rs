@@ -12,7 +12,7 @@ use super::lines::Lines;
 use super::normalize::{Normalizer, Reading, TakenIn};
 use crate::clock::Clock;
 use crate::envelope::receipt::Outcomes;
-use crate::envelope::{Origin, Receipt};
+use crate::envelope::{Draft, Origin, Receipt};
 use crate::pipeline::{Intake, Patience};
 
 /// Lines brought to the door at a time.
@@ -75,14 +75,23 @@ impl ReplayDoor {
                     draft.slip = Some(receipt.slip());
                     drafts.push(*draft);
                 }
-                if drafts.len() == BATCH {
-                    intake.offer(Origin::Replay, std::mem::take(&mut drafts), Patience::Unlimited).await;
+                if drafts.len() == BATCH && !self.offer(std::mem::take(&mut drafts), intake).await {
+                    return Ok(false);
                 }
             }
             if read == 0 {
-                intake.offer(Origin::Replay, drafts, Patience::Unlimited).await;
-                return Ok(true);
+                return Ok(self.offer(drafts, intake).await);
             }
+        }
+    }
+
+    /// Waits at the door. False: closed meanwhile. Whoever went on waiting would hold the door open, and with it the
+    /// whole path.
+    async fn offer(&self, drafts: Vec<Draft>, intake: &Intake) -> bool {
+        let mut closed = self.closed.subscribe();
+        tokio::select! {
+            _ = intake.offer(Origin::Replay, drafts, Patience::Unlimited) => true,
+            _ = closed.wait_for(|closed| *closed) => false,
         }
     }
 }
