@@ -150,7 +150,8 @@ fn looks_inside(browser: &Browser, token: &str) -> usize {
 }
 
 #[tokio::test]
-async fn the_page_goes_on_after_what_is_no_envelope_and_asks_for_nothing_twice_that_its_token_does_not_open() {
+async fn the_page_goes_on_after_what_is_no_envelope_and_asks_for_nothing_twice_that_its_token_does_not_open()
+{
     let (nats, mut simulator) = (Nats::start().await, quiet_simulator().await);
     let (url, nats_url) = (simulator.url(), nats.url());
     let mut settings = of_alpha(&url).to_vec();
