@@ -144,7 +144,7 @@ const CHAT_TOKEN: &str = "a reader's t0ken";
 fn looks_inside(browser: &Browser, token: &str) -> usize {
     let bearer = format!("Bearer {token}");
     let asked = |(url, headers): &(String, Value)| {
-        url.ends_with("/_debug/twitch") && headers["Authorization"] == Value::from(bearer.as_str())
+        url.ends_with("/_debug/twitch") && headers["Authorization"] == bearer.as_str()
     };
     browser.requests().iter().filter(|request| asked(request)).count()
 }
