@@ -24,8 +24,10 @@ SUBJECT = os.environ.get("SUBJECT", "internal.ingress.v1")
 DURABLE = os.environ.get("CONSUMER", "chat-counts")
 
 BATCH = 100
-# Longer than a batch ever takes: after it, the server delivers its messages again.
-ACK_WAIT_SECONDS = 2
+# What comes meanwhile is gathered into a batch.
+GATHER_SECONDS = 1
+# Longer than a batch ever takes, gathering it too: after it, the server delivers its messages again.
+ACK_WAIT_SECONDS = 5
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS event (
@@ -37,14 +39,26 @@ CREATE TABLE IF NOT EXISTS said (
 """
 
 
-def apply(database, envelope, seq):
+def read(data):
+    """Of an envelope, what is used here: id, type, time, channel, and the user's id or None. ValueError at anything else."""
+    try:
+        envelope = json.loads(data)
+        said = envelope["id"], envelope["type"], envelope["occurredAt"], envelope["source"]["channel"]
+        user = envelope["user"]["id"] if "user" in envelope else None
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError("no envelope") from error
+    if not all(isinstance(text, str) for text in (*said, user or "")):
+        raise ValueError("no envelope")
+    return *said, user
+
+
+def apply(database, event, seq):
     """One event's effect, unless it was there before."""
-    channel, user = envelope["source"]["channel"], envelope.get("user", {}).get("id")
+    event_id, kind, at, channel, user = event
     done = database.execute(
-        "INSERT INTO event VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        (envelope["id"], seq, envelope["type"], envelope["occurredAt"], channel),
+        "INSERT INTO event VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING", (event_id, seq, kind, at, channel)
     )
-    if done.rowcount == 1 and user and envelope["type"] == "external.chat.message.v1":
+    if done.rowcount == 1 and user and kind == "external.chat.message.v1":
         database.execute(
             "INSERT INTO said VALUES (?, ?, 1) ON CONFLICT (channel, user) DO UPDATE SET messages = messages + 1",
             (channel, user),
@@ -56,9 +70,8 @@ async def handle(database, messages):
     with database:  # Commits at its end, and takes everything back on an error.
         for message in messages:
             try:
-                envelope = json.loads(message.data)
-                apply(database, envelope, message.metadata.sequence.stream)
-            except (ValueError, KeyError, TypeError):
+                apply(database, read(message.data), message.metadata.sequence.stream)
+            except ValueError:
                 print("no envelope, left out", file=sys.stderr)
     for message in messages:
         await message.ack()  # One that is lost costs a delivery more.
@@ -72,9 +85,10 @@ async def consume(connection, database):
     subscription = await connection.jetstream().pull_subscribe(SUBJECT, DURABLE, stream=STREAM, config=config)
     while True:
         try:
-            await handle(database, await subscription.fetch(BATCH, timeout=5))
+            await handle(database, await subscription.fetch(BATCH, timeout=GATHER_SECONDS))
         except nats.errors.TimeoutError:
-            pass  # Nothing was said for so long.
+            # Nothing was said for so long; or the stream was made again, and the durable consumer is gone with the old one.
+            await subscription.consumer_info()
 
 
 async def tell(error):

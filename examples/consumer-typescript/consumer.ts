@@ -71,18 +71,24 @@ class Log {
   }
 }
 
+/** What is written of an event. Throws at what is no envelope. */
+function lineOf(created: string, message: JsMsg): Line {
+  const { id, type, occurredAt: at, source, user, payload } = message.json<Envelope>();
+  if ([id, type, at, source.channel].some((text) => typeof text !== 'string')) throw new TypeError('no envelope');
+  const said = { type, at, channel: source.channel, user: user?.displayName, tags: user?.tags, text: payload.text };
+  return { stream: created, seq: message.seq, id, ...said };
+}
+
 function handle(log: Log, created: string, message: JsMsg): void {
   if (!log.has(created, message.seq)) {
-    let event: Envelope;
+    let line: Line;
     try {
-      event = message.json<Envelope>();
+      line = lineOf(created, message);
     } catch {
-      message.term('no envelope'); // Somebody else's: not to be delivered again.
+      message.term(); // Somebody else's: not to be delivered again. Older servers do not understand a reason.
       return;
     }
-    const { id, type, occurredAt: at, source, user, payload } = event;
-    const said = { type, at, channel: source.channel, user: user?.displayName, tags: user?.tags, text: payload.text };
-    log.append({ stream: created, seq: message.seq, id, ...said });
+    log.append(line);
   }
   message.ack(); // Only now. An ack that is lost costs a delivery more.
 }
@@ -102,7 +108,8 @@ async function consume(connection: NatsConnection, log: Log): Promise<void> {
     });
     return consumers.get(stream, durable);
   });
-  const messages = await consumer.consume({ expires: 5_000 });
+  // Ends where the stream was made again: its durable consumer is gone, and the next round makes another.
+  const messages = await consumer.consume({ expires: 5_000, abort_on_missing_resource: true });
   for await (const message of messages) handle(log, created, message);
 }
 

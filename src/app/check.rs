@@ -24,7 +24,6 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::firestore::{FirestoreConfig, FirestoreStore};
 use crate::store::{DocumentStore as _, Name, StoreError};
 use crate::telemetry::logs::with_causes;
-use crate::users::EnrichMode;
 
 /// For one part, whatever it asks on its way. Longer than a dial and a login or a question together take.
 const LONGEST: Duration = Duration::from_secs(22);
@@ -302,9 +301,6 @@ async fn look_at_nats(config: &AppConfig, nats: &JetStreamConfig) -> Said {
 }
 
 async fn look_at_store(config: &AppConfig, holder: Option<&str>) -> Said {
-    if config.path.enrich.mode == EnrichMode::Off {
-        return Said::ok("not used: ENRICH_MODE is off");
-    }
     match &config.path.store.firestore {
         Some(firestore) => look_at_firestore(firestore).await,
         None if holder.is_some() => Said::ok("the embedded store is in use"),

@@ -44,6 +44,16 @@ pub(super) struct Filter {
     kind: Option<String>,
 }
 
+/// What stands in the address.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Asked {
+    /// As the header `Last-Event-ID`, which a browser's `EventSource` cannot be given.
+    last_event_id: Option<String>,
+    #[serde(flatten)]
+    filter: Filter,
+}
+
 impl Filter {
     fn is_for_all(&self) -> bool {
         self.platform.is_none() && self.channel.is_none() && self.kind.is_none()
@@ -114,13 +124,13 @@ impl SharedTail {
 
 pub(super) async fn stream(
     Extract(server): State,
-    filter: Result<Query<Filter>, QueryRejection>,
+    asked: Result<Query<Asked>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Query(mut filter) =
-        filter.map_err(|rejection| Problem::new(ProblemCode::BadRequest, rejection.body_text()))?;
+    let Query(Asked { last_event_id, mut filter }) =
+        asked.map_err(|rejection| Problem::new(ProblemCode::BadRequest, rejection.body_text()))?;
     filter.channel = filter.channel.map(|channel| channel.trim_start_matches('#').to_lowercase());
-    let last_id = last_id(&headers)?;
+    let last_id = last_id(&headers, last_event_id.as_deref())?;
     let Some(place) = server.places.take(server.shown.config.stream_max_clients) else {
         return Err(Problem::new(ProblemCode::TooManyClients, "all places are taken; try again later"));
     };
@@ -150,13 +160,15 @@ fn start_task(server: &Server, name: &'static str, task: impl Future<Output = ()
     tasks.spawn(name, task);
 }
 
-/// The last position that the client has seen, if it says so.
-fn last_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(id) = headers.get("last-event-id") else { return Ok(None) };
-    let position = id.to_str().ok().and_then(|id| id.parse().ok());
-    position
-        .map(Some)
-        .ok_or_else(|| Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream"))
+/// The last position that the client has seen, if it says so. The header is the newer one: a browser that comes back by
+/// itself sends it to the same address.
+fn last_id(headers: &HeaderMap, in_address: Option<&str>) -> Result<Option<u64>, Problem> {
+    let refused = || Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream");
+    let id = match headers.get("last-event-id") {
+        Some(header) => Some(header.to_str().map_err(|_| refused())?),
+        None => in_address,
+    };
+    id.map(|id| id.parse().map_err(|_| refused())).transpose()
 }
 
 /// Where a client begins. Waits for a bus that is on its way, as after a start: a browser's `EventSource` that is refused

@@ -116,6 +116,12 @@ async fn what_is_away_is_named_and_ends_with_69() {
         (&[("NATS_URL", nats.as_str())][..], "bus", "NATS_URL"),
         (&[("TWITCH_CHANNELS", "a"), ("TWITCH_IRC_URL", &irc)], "twitch", "TWITCH_IRC_URL"),
         (&[("FIRESTORE_EMULATOR_HOST", &emulator)], "store", "FIRESTORE_EMULATOR_HOST"),
+        // Channels, the token, the audit and who is kept out are there, too.
+        (
+            &[("FIRESTORE_EMULATOR_HOST", &emulator), ("ENRICH_MODE", "off")],
+            "store",
+            "FIRESTORE_EMULATOR_HOST",
+        ),
     ] {
         let checked = check(settings);
         assert_eq!(checked.code, Some(69), "{:?}", checked.findings);

@@ -1,7 +1,7 @@
 //! The consumers under `examples/`, run as their readers would run them, beside a real nats-server: whoever is killed, each
 //! event of the stream has its effect once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,7 +88,10 @@ impl<'a> Consumer<'a> {
 
     /// Waits until it has done so many more.
     async fn goes_on(&self, more: usize) {
-        let wanted = self.done().len() + more;
+        self.has_done_as_many(self.done().len() + more).await;
+    }
+
+    async fn has_done_as_many(&self, wanted: usize) {
         within(CATCHING_UP, "the consumer goes on", || async { (self.done().len() >= wanted).then_some(()) })
             .await;
     }
@@ -96,10 +99,7 @@ impl<'a> Consumer<'a> {
     /// Waits until it has done what is in the stream: nothing else, each once, in order.
     async fn has_done(&self, stream: &[InStream]) {
         let wanted: Vec<_> = stream.iter().map(|message| message.msg_id.clone()).collect();
-        within(CATCHING_UP, "the consumer has caught up", || async {
-            (self.done().len() >= wanted.len()).then_some(())
-        })
-        .await;
+        self.has_done_as_many(wanted.len()).await;
         assert_eq!(
             self.done(),
             wanted,
@@ -109,14 +109,29 @@ impl<'a> Consumer<'a> {
     }
 }
 
-/// What a consumer finds in the stream: without the dead letters.
+/// What a consumer finds in the stream: without the dead letters, and without what is nobody's envelope.
 async fn events(nats: &Nats) -> Vec<InStream> {
     let mut events = read(&nats.url(), "INLET").await;
-    events.retain(|message| message.subject == "internal.ingress.v1");
+    events.retain(|message| message.subject == "internal.ingress.v1" && !message.msg_id.is_empty());
     events
 }
 
-/// Chat flows; the consumer is killed three times in the midst of it, the server once. Then chat stops, and one more is said.
+/// Somebody else publishes on the subject what is no envelope.
+async fn foreigners(nats: &Nats) {
+    let context = nats.jetstream().await;
+    for payload in ["no JSON", "null", "5", r#"{"a":1}"#, r#"{"id":{},"source":{"channel":"a"},"user":5}"#] {
+        context.publish("internal.ingress.v1", payload.into()).await.unwrap().await.unwrap();
+    }
+}
+
+async fn say(inlet: &Inlet, id: &str) {
+    let line = format!("@id={id};user-id=5;tmi-sent-ts=1795153883317 :a!a@a PRIVMSG #alpha :one more\n");
+    let replayed = inlet.client().post(inlet.url("/admin/replay")).body(line).send().await.unwrap();
+    assert!(replayed.status().is_success());
+}
+
+/// Chat flows; the consumer is killed three times in the midst of it, the server once, and others write to the stream. Then
+/// chat stops, and one more is said. At last the stream is another one.
 async fn each_event_once(example: &Example) -> (Vec<InStream>, tempfile::TempDir) {
     let mut nats = Nats::start().await;
     let mut simulator = Simulator::start(&["--channels", "alpha,beta", "--rate", "40"]).await;
@@ -129,6 +144,7 @@ async fn each_event_once(example: &Example) -> (Vec<InStream>, tempfile::TempDir
     .await;
     let mut consumer = Consumer::start(example, nats_url);
     consumer.goes_on(20).await;
+    foreigners(&nats).await;
     consumer.kill_and_start();
     consumer.goes_on(20).await;
     nats.kill();
@@ -144,12 +160,19 @@ async fn each_event_once(example: &Example) -> (Vec<InStream>, tempfile::TempDir
     consumer.has_done(&before).await;
     // A start that finds nothing new repeats nothing, and goes on behind it.
     consumer.kill_and_start();
-    let line = "@id=one-more;user-id=5;tmi-sent-ts=1795153883317 :a!a@a PRIVMSG #alpha :one more\n";
-    let replayed = inlet.client().post(inlet.url("/admin/replay")).body(line).send().await.unwrap();
-    assert!(replayed.status().is_success());
-    let stream = events(&nats).await;
+    say(&inlet, "one-more").await;
+    let mut stream = events(&nats).await;
     assert_eq!(stream.len(), before.len() + 1);
     consumer.has_done(&stream).await;
+    // What it wrote of the old stream stays, and it goes on in the new one by itself.
+    nats.kill();
+    nats.restart_empty().await;
+    say(&inlet, "in-the-new-one").await;
+    consumer.has_done_as_many(stream.len() + 1).await;
+    stream.extend(events(&nats).await);
+    let ids = stream.iter().map(|message| message.msg_id.clone()).collect::<BTreeSet<_>>();
+    assert_eq!(consumer.done().len(), stream.len());
+    assert_eq!(consumer.done().into_iter().collect::<BTreeSet<_>>(), ids);
     (stream, consumer.folder)
 }
 

@@ -162,43 +162,79 @@ fn the_page_on_errors_says_what_the_code_says() {
     assert_is_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md"), &page);
 }
 
-#[test]
-fn every_setting_is_in_the_readme_and_in_the_example() {
-    let help =
-        String::from_utf8(run(&["serve", "--help"], &[("TWITCH_CHANNELS", "shown-by-no-means")]).stdout)
-            .unwrap();
+/// Every setting with its default, as `--help` shows them; secrets, which have no flag, have none.
+fn settings_in_help() -> BTreeMap<String, Option<String>> {
+    let output = run(&["check", "--help"], &[("TWITCH_CHANNELS", "shown-by-no-means")]).stdout;
+    let help = String::from_utf8(output).unwrap();
     assert!(!help.contains("shown-by-no-means"));
-    let mut names: BTreeSet<_> = help
-        // The line may be broken behind the colon.
-        .split("[env:")
+    let (flags, secrets) = help.split_once("Secrets have no flag").unwrap();
+    // Lines are broken anywhere.
+    let flags = flags.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut settings: BTreeMap<_, _> = flags
+        .split("[env: ")
         .skip(1)
-        .map(|rest| rest.split([']', '=']).next().unwrap().trim().to_owned())
-        .collect();
-    assert!(names.len() > 30, "{names:?}");
-    let secrets = [
-        "ADMIN_TOKEN",
-        "ADMIN_TOKEN_NEXT",
-        "STREAM_TOKEN",
-        "TWITCH_BOT_ACCESS_TOKEN",
-        "TWITCH_BOT_REFRESH_TOKEN",
-        "TWITCH_CLIENT_SECRET",
-    ];
-    names.extend(secrets.map(str::to_owned));
-    for (file, text) in
-        [("README.md", include_str!("../../README.md")), (".env.example", include_str!("../../.env.example"))]
-    {
-        let missing: Vec<_> = names.iter().filter(|name| !text.contains(name.as_str())).collect();
-        assert!(missing.is_empty(), "{file} lacks {missing:?}");
-    }
-    let known = |name: &str| names.contains(name.trim_end_matches("_FILE")) || names.contains(name);
-    let named = include_str!("../../.env.example")
-        .lines()
-        .filter_map(|line| line.trim_start_matches('#').split_once('='));
-    let foreign: Vec<_> = named
-        .map(|(name, _)| name)
-        .filter(|name| {
-            name.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !known(name) && *name != "INLET_URL"
+        .map(|rest| {
+            let (name, rest) = rest.split_once(']').unwrap();
+            let default = rest.strip_prefix(" [default: ").map(|rest| rest.split(']').next().unwrap());
+            (name.to_owned(), default.map(|default| default.trim_matches('"').to_owned()))
         })
         .collect();
-    assert!(foreign.is_empty(), ".env.example names {foreign:?}, which do not exist");
+    let secrets = secrets.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    settings.extend(secrets.filter(|name| is_name(name)).map(|name| (name.to_owned(), None)));
+    assert!(settings.len() > 50 && settings.contains_key("STREAM_TOKEN"), "{settings:?}");
+    settings
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// What stands in the rows under `## Settings`: each name, and its default as far as the cell has one for each.
+fn settings_in_readme() -> Vec<(String, Option<String>)> {
+    let readme = include_str!("../../README.md");
+    let (_, section) = readme.split_once("\n## Settings\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    rows.flat_map(|row| {
+        let cells: Vec<_> = row.split('|').collect();
+        assert_eq!(cells.len(), 5, "{row}");
+        let parts = |cell: &str| -> Vec<String> {
+            cell.split(", ").map(|part| part.trim().trim_matches('`').to_owned()).collect()
+        };
+        let (names, defaults) = (parts(cells[1]), parts(cells[2]));
+        let is_for_each = names.len() == defaults.len();
+        let default = move |index: usize| is_for_each.then(|| defaults[index].replace("empty", ""));
+        names.into_iter().enumerate().map(move |(index, name)| (name, default(index)))
+    })
+    .collect()
+}
+
+#[test]
+fn the_settings_in_the_readme_are_those_of_help() {
+    let (help, readme) = (settings_in_help(), settings_in_readme());
+    let names: BTreeSet<_> = readme.iter().map(|(name, _)| name).collect();
+    assert_eq!(names.len(), readme.len(), "a setting has two rows");
+    assert_eq!(names, help.keys().collect());
+    for (name, default) in &readme {
+        if let Some(expected) = &help[name] {
+            assert_eq!(default.as_ref(), Some(expected), "default of {name}");
+        }
+    }
+}
+
+#[test]
+fn the_settings_in_the_example_are_those_of_help() {
+    let help = settings_in_help();
+    let example = include_str!("../../.env.example").lines();
+    let named = example.filter_map(|line| line.trim_start_matches('#').split_once('='));
+    let mut names = BTreeSet::new();
+    for (name, value) in named.filter(|(name, _)| is_name(name)) {
+        let secret = name.strip_suffix("_FILE").filter(|secret| help.contains_key(*secret));
+        if secret.is_none() {
+            assert!(names.insert(name.to_owned()), "{name} is there twice");
+        }
+        let default = help.get(secret.unwrap_or(name)).cloned().flatten().unwrap_or_default();
+        assert_eq!(value, default, "default of {name}");
+    }
+    assert_eq!(names, help.into_keys().collect());
 }

@@ -178,7 +178,14 @@ async fn a_client_that_does_not_read_is_let_go_and_costs_nothing() {
     let metrics = inlet.metrics().await;
     assert!(metrics.sum("inlet_events_published_total") > 3_000);
     assert_eq!(metrics.sum("inlet_events_refused_total"), 0);
-    drop(idle);
+    // When it reads after all, it hears why.
+    let mut rest = Vec::new();
+    let read_all = async {
+        while !rest.ends_with(b"event: cut\ndata: {\"reason\":\"too_slow\"}\n\n\r\n0\r\n\r\n") {
+            assert!(idle.read_buf(&mut rest).await.unwrap() > 0, "it ends without a word");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read_all).await.unwrap();
 }
 
 #[tokio::test]

@@ -24,9 +24,9 @@ async fn site() -> (String, Tasks) {
     (origin, tasks)
 }
 
-fn settings_of(inlet: &Inlet, token: &str) -> String {
+fn settings_of(inlet: &Inlet, channel: &str) -> String {
     let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    format!("#inlet={}&token={}&channel=alpha", encoded(&inlet.url("")), encoded(token))
+    format!("#inlet={}&token={}&channel={channel}", encoded(&inlet.url("")), encoded(TOKEN))
 }
 
 fn raw(channel: &str, id: &str, user: &str, text: &str) -> String {
@@ -55,9 +55,9 @@ async fn the_overlay_shows_chat_from_a_file_and_from_a_listed_site_and_takes_awa
     let browser = Browser::start();
     let (from_file, from_site, refused) = (browser.tab().await, browser.tab().await, browser.tab().await);
     let file = concat!("file://", env!("CARGO_MANIFEST_DIR"), "/examples/overlay.html");
-    from_file.open(&format!("{file}{}", settings_of(&inlet, TOKEN))).await;
-    from_site.open(&format!("{origin}/overlay.html{}", settings_of(&inlet, TOKEN))).await;
-    refused.open(&format!("{other_origin}/overlay.html{}", settings_of(&inlet, TOKEN))).await;
+    from_file.open(&format!("{file}{}", settings_of(&inlet, "alpha"))).await;
+    from_site.open(&format!("{origin}/overlay.html{}", settings_of(&inlet, ""))).await;
+    refused.open(&format!("{other_origin}/overlay.html{}", settings_of(&inlet, "alpha"))).await;
     refused.is("document.querySelector('#state').textContent.includes('STREAM_ORIGINS')").await;
     let markup = "<img src=x onerror=alert(1)> hello";
     // Said again until both are there: what is said before is none of theirs.
@@ -74,12 +74,13 @@ async fn the_overlay_shows_chat_from_a_file_and_from_a_listed_site_and_takes_awa
     for tab in [&from_file, &from_site] {
         shows(tab, &format!("new hereU{said}{markup}")).await;
         assert_eq!(tab.ask("document.querySelectorAll('#chat img').length").await, 0);
-        assert_eq!(
-            tab.ask(&format!("{BUBBLES}.some((text) => text.includes('another channel'))")).await,
-            false
-        );
         assert_eq!(tab.ask("getComputedStyle(document.body).backgroundColor").await, "rgba(0, 0, 0, 0)");
     }
+    shows(&from_site, "in another channel").await;
+    assert_eq!(
+        from_file.ask(&format!("{BUBBLES}.some((text) => text.includes('another channel'))")).await,
+        false
+    );
     assert_eq!(refused.ask(BUBBLES).await.as_array().unwrap().len(), 0);
 
     // A restart: the browser comes back by itself, and to what was said before it did.
@@ -93,11 +94,27 @@ async fn the_overlay_shows_chat_from_a_file_and_from_a_listed_site_and_takes_awa
     shows(&from_file, "one that is deleted").await;
     shows(&from_file, "one that stays").await;
     from_file.is("document.querySelector('#state').hidden").await;
+    shows(&from_site, "one that stays").await;
+    // What another channel's moderators do is no matter of this one.
+    simulator.say("raw @target-user-id=9003;room-id=2 :tmi.twitch.tv CLEARCHAT #beta :u");
     simulator
         .say("raw @login=u;target-msg-id=z1;room-id=1 :tmi.twitch.tv CLEARMSG #alpha :one that is deleted");
     simulator.say("raw @target-user-id=9002;room-id=1 :tmi.twitch.tv CLEARCHAT #alpha :u");
     from_file.is(&format!("{BUBBLES}.filter((text) => text.includes('one ')).length === 1")).await;
     shows(&from_file, "one that stays").await;
+    from_site.is(&format!("{BUBBLES}.filter((text) => text.includes('one ')).length === 1")).await;
+    shows(&from_site, "one that stays").await;
+
+    // Who is refused for a while comes back to what was said meanwhile.
+    let mut others = settings;
+    others[4].1 = "another token";
+    let refusing = inlet.kill_and_serve(&others).await;
+    refusing.ready().await;
+    from_file.is("document.querySelector('#state').textContent.includes('refused')").await;
+    simulator.say(&raw("alpha", "z4", "9004", "said meanwhile"));
+    refusing.quiet().await;
+    let inlet = refusing.kill_and_serve(&settings).await;
+    shows(&from_file, "said meanwhile").await;
     simulator.say("raw @room-id=1 :tmi.twitch.tv CLEARCHAT #alpha");
     from_file.is(&format!("{BUBBLES}.length === 0")).await;
     assert!(!inlet.log().contains("reader"), "the token is in no log");

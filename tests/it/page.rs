@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::browser::{Browser, Complaint, Tab};
 use crate::harness::inlet::{Inlet, Simulator};
+use crate::harness::nats::Nats;
 
 const TOKEN: &str = "operator's t0ken";
 const IS_WELL: &str = "document.querySelector('#state').textContent === 'All is well'";
@@ -135,6 +136,61 @@ async fn the_page_asks_for_the_token_and_keeps_it_for_the_tab() {
     assert_eq!(other.ask("document.querySelector('#lines').childElementCount").await, 0);
     assert_eq!(browser.complaints().len(), refused.len(), "{:?}", browser.complaints());
     assert_asked_nobody_but(&base, &browser);
+}
+
+const CHAT_TOKEN: &str = "a reader's t0ken";
+
+/// How often `/_debug/twitch` was asked for with this token.
+fn looks_inside(browser: &Browser, token: &str) -> usize {
+    let bearer = format!("Bearer {token}");
+    let asked = |(url, headers): &(String, Value)| {
+        url.ends_with("/_debug/twitch") && headers["Authorization"] == bearer.as_str()
+    };
+    browser.requests().iter().filter(|request| asked(request)).count()
+}
+
+#[tokio::test]
+async fn the_page_goes_on_after_what_is_no_envelope_and_asks_for_nothing_twice_that_its_token_does_not_open()
+{
+    let (nats, mut simulator) = (Nats::start().await, quiet_simulator().await);
+    let (url, nats_url) = (simulator.url(), nats.url());
+    let mut settings = of_alpha(&url).to_vec();
+    settings.extend([("NATS_URL", nats_url.as_str()), ("ADMIN_TOKEN", TOKEN), ("STREAM_TOKEN", CHAT_TOKEN)]);
+    let inlet = Inlet::serve(&settings).await;
+    inlet.ready().await;
+    let (browser, base) = (Browser::start(), inlet.url("/"));
+    let tab = browser.tab().await;
+    tab.open(&base).await;
+    tab.is("!document.querySelector('#ask').hidden").await;
+    give(&tab, CHAT_TOKEN).await;
+    tab.is("document.querySelector('#empty').textContent.startsWith('Waiting')").await;
+    simulator.say(&line("1", "before"));
+    tab.is(&format!("{SAID}.includes('before')")).await;
+    let context = nats.jetstream().await;
+    for payload in ["null", "no JSON", r#"{"type":5}"#, r#"{"type":"x","user":null}"#] {
+        context.publish("internal.ingress.v1", payload.into()).await.unwrap().await.unwrap();
+    }
+    simulator.say(&line("2", "after"));
+    tab.is(&format!("{SAID}.includes('after')")).await;
+    assert_eq!(tab.ask(&format!("{SAID}.length")).await, 2);
+
+    // Who is kept out on purpose is nothing that was lost.
+    let ignored = inlet.client().put(inlet.url("/admin/users/twitch:9/ignored")).bearer_auth(TOKEN);
+    assert!(ignored.send().await.unwrap().status().is_success());
+    let refused = "inlet_events_refused_total{reason=\"ignored\",source=\"twitch\"}";
+    let mut said = 2;
+    while inlet.metrics().await.sum(refused) == 0 {
+        said += 1;
+        assert!(said < 300, "they are never kept out");
+        simulator.say(&line(&said.to_string(), "kept out"));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    simulator.say(&line("last", "to be counted").replace("user-id=9", "user-id=10"));
+    let published = inlet.quiet().await.sum("inlet_events_published_total").to_string();
+    tab.is(&format!("document.querySelector('#published').textContent === '{published}'")).await;
+    assert_eq!(tab.ask("document.querySelector('#lost').textContent").await, "0");
+    tab.is("document.querySelector('#chart polyline').points.length > 2").await;
+    assert_eq!(looks_inside(&browser, CHAT_TOKEN), 1, "{:?}", browser.complaints());
 }
 
 #[tokio::test]

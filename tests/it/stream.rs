@@ -192,6 +192,12 @@ async fn who_was_there_before_anything_was_said_comes_back_to_all_of_it() {
     // Of a stream that is gone: this one from its start, instead of waiting for a position that comes much later.
     let mut events = Events::open(&inlet, "", Some("5000")).await;
     assert_eq!(events.envelope().await.1["payload"]["messageId"], "m1");
+    // The address may say it, too; the header is the newer one.
+    let mut events = Events::open(&inlet, "?lastEventId=1", None).await;
+    assert_eq!(events.envelope().await.1["payload"]["messageId"], "m2");
+    let mut events = Events::open(&inlet, "?lastEventId=1&channel=alpha", Some("2")).await;
+    assert_eq!(events.envelope().await.1["payload"]["messageId"], "m3");
+    assert_eq!(inlet.get("/v1/stream?lastEventId=soon").await.unwrap().status(), 400);
     // But the end is the end.
     let mut events = Events::open(&inlet, "", Some("3")).await;
     simulator.say("raw @id=m4;room-id=1;user-id=9 :n!n@n PRIVMSG #alpha :hello");

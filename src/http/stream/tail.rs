@@ -86,8 +86,9 @@ pub(super) fn blocks_of(messages: &[Stored]) -> Vec<Block> {
     let (mut text, mut lines) = (String::new(), Vec::new());
     for (index, stored) in messages.iter().enumerate() {
         let is_dead_letter = stored.id.is_some_and(|id| id.is_dead_letter);
-        // An envelope is one line of text; what is not is none of ours.
-        if let Some(data) = std::str::from_utf8(&stored.payload).ok().filter(|data| !data.contains('\n'))
+        // An envelope is one line of text; what is not is none of ours. A carriage return ends a line here, too.
+        if let Some(data) =
+            std::str::from_utf8(&stored.payload).ok().filter(|data| !data.contains(['\n', '\r']))
             && !is_dead_letter
         {
             let written = write!(text, "id: {}\ndata: {data}\n\n", stored.position);
@@ -359,8 +360,14 @@ mod tests {
         assert_eq!(blocks[0].event(1), format!("id: 6\ndata: {}\n\n", "x".repeat(1_000)));
         assert!(blocks_of(&[]).is_empty());
         // Nothing of ours: passed over, and its position is not asked for again.
-        let foreign = blocks_of(&[stored(7, "two\nlines")]);
-        assert_eq!((foreign[0].next, foreign[0].lines.len(), foreign[0].bytes.len()), (8, 0, 0));
+        for text in ["two\nlines", "{}\rid: 99", "{}\r\n"] {
+            let foreign = blocks_of(&[stored(7, text)]);
+            assert_eq!(
+                (foreign[0].next, foreign[0].lines.len(), foreign[0].bytes.len()),
+                (8, 0, 0),
+                "{text:?}"
+            );
+        }
     }
 
     #[test]
