@@ -28,13 +28,18 @@ impl Users {
             shared.circuit.until(false).await;
             match shared.store.edits(attached_at - MARGIN).await {
                 Ok(mut edits) => {
+                    said.over();
                     while let Some(Ok(changed)) = edits.next().await {
                         attached_at = shared.clock.now();
                         backoff.reset();
-                        let mut table = shared.table();
-                        for (name, document) in &changed {
-                            table.edited(&name.id, document);
+                        {
+                            let mut table = shared.table();
+                            for (name, document) in &changed {
+                                table.edited(&name.id, document);
+                            }
                         }
+                        // Somebody may have been forgotten while an operator said something of them.
+                        shared.erase_forgotten_of(changed.iter().map(|(name, _)| &name.id));
                     }
                     tracing::debug!("the listener for operators' edits was interrupted");
                 }
