@@ -23,13 +23,12 @@ use crate::bus::embedded::EmbeddedError;
 use crate::bus::{Bus, Start, Wanted};
 use crate::channels::{Channels, Follow};
 use crate::clock::Clock;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, NewerFormat};
 use crate::envelope::Origin;
 use crate::errors::ErrorCode;
 use crate::http::{self, HttpConfig, HttpMetrics, Shown};
 use crate::pipeline::{Intake, OutboxError, OutboxMetrics, PipelineMetrics};
 use crate::retry::Backoff;
-use crate::source::twitch::credentials::NewerTokenFile;
 use crate::source::twitch::credentials::oauth::OAuthSetupError;
 use crate::source::twitch::{
     BackfillUrl, Normalizer, ReplayDoor, Roster, SetupError, Sights, Surroundings, Twitch, TwitchMetrics,
@@ -82,9 +81,9 @@ pub enum AppError {
     /// The Twitch source.
     #[error(transparent)]
     Source(#[from] SetupError),
-    /// The token that a run before left.
+    /// What a run of a later version left.
     #[error(transparent)]
-    Token(#[from] NewerTokenFile),
+    NewerFormat(#[from] NewerFormat),
     /// Twitch's OAuth.
     #[error(transparent)]
     OAuth(#[from] OAuthSetupError),
@@ -119,7 +118,7 @@ impl AppError {
             Self::BusUnfit(_)
             | Self::CountingUnfit(_)
             | Self::Source(_)
-            | Self::Token(_)
+            | Self::NewerFormat(_)
             | Self::OAuth(_)
             | Self::Tls(_)
             | Self::Listen { .. } => true,
@@ -192,7 +191,7 @@ impl App {
             config: config.http.clone(),
             desk: people.desk(&bus, &clock),
             clock,
-            parts: Parts::new(parts(&status, of_path, people.users.as_ref())),
+            parts: Parts::new(parts(&status, of_path, &people)),
             twitch: status,
             pipeline: Arc::clone(&pipeline),
             bus: Arc::clone(&bus),
@@ -346,14 +345,11 @@ async fn last_stored_before(bus: Arc<dyn Bus>, started: Timestamp) -> Option<Tim
 }
 
 /// The parts that the probes show, in the order of the path.
-fn parts(
-    status: &Arc<TwitchStatus>,
-    of_path: [Arc<dyn Part>; 2],
-    users: Option<&Users>,
-) -> Vec<Arc<dyn Part>> {
+fn parts(status: &Arc<TwitchStatus>, of_path: [Arc<dyn Part>; 2], people: &People) -> Vec<Arc<dyn Part>> {
     let mut parts: Vec<Arc<dyn Part>> = vec![Arc::clone(status) as _];
     parts.extend(of_path);
-    parts.extend(users.map(Users::parts).unwrap_or_default());
+    parts.extend(people.users.as_ref().map(Users::parts).unwrap_or_default());
+    parts.push(Arc::new(people.barred.clone()));
     parts
 }
 

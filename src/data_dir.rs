@@ -4,10 +4,11 @@ pub mod medium;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use thiserror::Error;
 
 const LOCK: &str = "lock";
@@ -36,6 +37,43 @@ pub enum DataDirError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Why a file in it must be left alone.
+#[derive(Debug, Error)]
+#[error("{} has format {format}, this version reads up to {known}", path.display())]
+pub struct NewerFormat {
+    path: PathBuf,
+    format: u32,
+    known: u32,
+}
+
+/// Fails if a later version wrote this small file of JSON.
+pub fn check_format(path: &Path, text: &[u8], known: u32) -> Result<(), NewerFormat> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    match serde_json::from_slice::<Head>(text) {
+        Ok(Head { format }) if format > known => Err(NewerFormat { path: path.to_owned(), format, known }),
+        _ => Ok(()),
+    }
+}
+
+/// Puts a small file of its owner's alone in the place of the one before, whole or not at all, and on the disk before this
+/// returns.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("json.new");
+    // One that a crash left may have another mode.
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Makes the folder, if it is not there, for its owner's eyes alone: what people said and who they are lies in it. One

@@ -152,8 +152,9 @@ codes! {
     GapUnhealed => "gap_unhealed", None, "Look at TWITCH_BACKFILL_URL; the gap stays in the stream as an event.";
     /// A line that is no good; more of its kind are only counted.
     BadLine => "bad_line", None, "Nothing, if it is rare; its bytes are in a dead letter.";
-    /// The note of when each channel was last heard cannot be read or written.
-    NoteUnusable => "note_unusable", None, "Look at the disk of DATA_DIR; the next gap may be told too long.";
+    /// A note in `DATA_DIR` cannot be read or written: of when each channel was last heard, or of who is kept out.
+    NoteUnusable => "note_unusable", None,
+        "Look at the disk of DATA_DIR; the next gap may be told too long, a start without the store keeps nobody out.";
 
     /// Dead letter: a line longer than a source reads.
     LineTooLong => "line_too_long", None, "Read the dead letter.";

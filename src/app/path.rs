@@ -179,6 +179,12 @@ pub(super) async fn lay_path_with_outbox(
     let outbox = Outbox::open(folder, &config.outbox, Arc::clone(&metrics), around.clock.clone()).await?;
     let bus = BusPart { bus: Arc::clone(around.bus), silence: Arc::clone(&around.silence) };
     let parts: [Arc<dyn Part>; 2] = [Arc::new(bus), outbox.part()];
+    // An embedded store is as near as the folder.
+    if !config.has_embedded_store() {
+        let barred = &around.people.barred;
+        barred.keep_in(folder)?;
+        tasks.spawn("kept out", barred.clone().keep());
+    }
     let intake = lay_path(config, Around { outbox: Some(outbox), ..around }, tasks).await?;
     Ok((intake, metrics, parts))
 }

@@ -115,9 +115,9 @@ struct ListArgs {
     /// Who is forgotten
     #[arg(long)]
     forgotten: bool,
-    /// Behind this user
-    #[arg(long, value_parser = |text: &str| text.parse::<UserKey>())]
-    after: Option<UserKey>,
+    /// Behind this key
+    #[arg(long)]
+    after: Option<String>,
     /// At most so many
     #[arg(long, default_value_t = 100)]
     limit: usize,
@@ -242,7 +242,7 @@ impl UserArgs {
             tag: list.tag.clone(),
             status: list.status.clone(),
             barred,
-            after: list.after.as_ref().map(ToString::to_string),
+            after: list.after.as_deref().map(as_key),
             limit: None,
         };
         let mut left = list.limit;
@@ -336,6 +336,11 @@ impl Way {
             }
         }
     }
+}
+
+/// A user's id alone stands for its key; a list may also go on behind something else.
+fn as_key(after: &str) -> String {
+    after.parse::<UserKey>().map_or_else(|_| after.to_owned(), |key| key.to_string())
 }
 
 /// What is about to be done, for the audit.

@@ -81,6 +81,14 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Key of the document of the user whose event it is, and when it happened.
+    pub fn said_by(&self) -> Option<(&Arc<str>, Timestamp)> {
+        match &self.content {
+            Content::Event(event) => event.user.as_ref().map(|user| (&user.key, event.occurred_at)),
+            Content::Unusable { .. } => None,
+        }
+    }
+
     /// Key of the document of the user whose event it is.
     pub fn user_key(&self) -> Option<&Arc<str>> {
         match &self.content {

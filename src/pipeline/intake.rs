@@ -335,7 +335,8 @@ impl Intake {
         }
         let before = drafts.len();
         drafts.retain_mut(|draft| {
-            let Some(bar) = draft.user_key().and_then(|key| barred.bar_of(key)) else { return true };
+            let said_by = draft.said_by();
+            let Some(bar) = said_by.and_then(|(key, at)| barred.bar_of(key, at)) else { return true };
             let reason = match bar {
                 Bar::Ignored => RefusedReason::Ignored,
                 Bar::Forgotten => RefusedReason::Forgotten,

@@ -280,6 +280,11 @@ impl Said {
             self.0 = Some(error);
         }
     }
+
+    /// It works: the same failure is news again.
+    pub fn over(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// An error and what caused it, in one line: each layer says its own half.
@@ -344,6 +349,22 @@ mod tests {
         assert!(log.trim_end().chars().all(|c| !c.is_control()) && log.contains("a\u{fffd}00:00"), "{log:?}");
         let log = logged(LogFormat::Json, || tracing::warn!(error = "a\nb\x1b", "odd"));
         assert!(log.lines().count() == 1 && log.contains("a\\nb\\u001b"), "{log:?}");
+    }
+
+    #[test]
+    fn a_failure_is_said_once_and_again_when_it_was_over() {
+        let log = logged(LogFormat::Text, || {
+            let mut said = Said::default();
+            let fail = |said: &mut Said, why: &str| {
+                said.failure(ErrorCode::StoreRefused, &std::io::Error::other(why.to_owned()), "no use");
+            };
+            for why in ["a", "a", "b", "b"] {
+                fail(&mut said, why);
+            }
+            said.over();
+            fail(&mut said, "b");
+        });
+        assert_eq!(log.lines().count(), 3, "{log}");
     }
 
     #[test]

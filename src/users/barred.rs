@@ -2,31 +2,43 @@
 //! their own, which every instance follows; door and projection ask here.
 //!
 //! Until the store has said who they are, nobody passes the door, and nothing is counted: a line let in too early would
-//! make somebody known again. A store that does not say keeps nobody out for long: then events flow without their users,
-//! as always while it is away, and nobody's document is made or counted before it has said.
+//! make somebody known again. A store that does not say holds nobody up for long: then those are kept out whom the run
+//! before knew, and of the others events flow without their users, as always while it is away; nobody's document is made
+//! or counted before it has said.
+//!
+//! Who was forgotten and is taken in again is somebody new: what they said before that moment is nobody's, at the door,
+//! to the projection, on every instance alike. The moment lies a little ahead, so that all have heard of it by then.
+
+mod kept;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use serde_json::Value;
-use tokio::sync::watch;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::kept::Kept;
 use super::Users;
 use super::words::TOLD;
+use crate::data_dir::NewerFormat;
 use crate::errors::ErrorCode;
 use crate::retry::Backoff;
+use crate::status::Part;
 use crate::store::document::shown_time;
 use crate::store::measured::Store;
 use crate::store::{Changes, Collection, Document, Fields, Name, StoreError};
 use crate::telemetry::logs::Said;
 
-/// A start waits for the store to say who is not taken in: a connection may have to be made, and they may be many.
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// A start waits for the store to say who is not taken in: a connection may have to be made, and they may be many. Later,
+/// a listener may be gone for so long before somebody should look.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(10);
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -34,6 +46,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// Fields of a document.
 const KIND: &str = "kind";
 const AT: &str = "at";
+const RETURNED_AT: &str = "returnedAt";
+/// The kind of who is taken in.
+const RETURNED: &str = "returned";
 
 /// Why somebody is not taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,21 +68,66 @@ impl Bar {
         }
     }
 
-    /// What a document says. One that nobody can read keeps its user out, and deletes nothing.
+    /// What is to be written of somebody who is not taken in from `at` on.
+    pub(super) fn write(self, at: Timestamp) -> Fields {
+        let mut fields =
+            Fields::from_iter([(KIND.to_owned(), self.as_str().into()), (AT.to_owned(), shown_time(at))]);
+        if self == Self::Forgotten {
+            // They may have been forgotten before.
+            fields.insert(TOLD.to_owned(), false.into());
+        }
+        fields
+    }
+}
+
+/// What a document says of a user.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// They are not taken in.
+    pub(super) bar: Option<Bar>,
+    /// They were forgotten, and taken in again: what they said before is nobody's.
+    pub(super) returned_at: Option<Timestamp>,
+}
+
+impl Mark {
+    /// One that nobody can read keeps its user out, and deletes nothing.
     pub(super) fn read(fields: &Fields) -> Self {
-        let kind = fields.get(KIND).and_then(|kind| kind.as_str());
-        if kind == Some(Self::Forgotten.as_str()) { Self::Forgotten } else { Self::Ignored }
+        let bar = match fields.get(KIND).and_then(Value::as_str) {
+            Some(kind) if kind == Bar::Forgotten.as_str() => Some(Bar::Forgotten),
+            Some(RETURNED) => None,
+            _ => Some(Bar::Ignored),
+        };
+        Self { bar, returned_at: read_time(fields, RETURNED_AT) }
     }
 
-    /// What a document says.
-    pub(super) fn write(self, at: Timestamp) -> Fields {
-        Fields::from_iter([(KIND.to_owned(), self.as_str().into()), (AT.to_owned(), shown_time(at))])
+    /// What is to be written of somebody who is taken in from `at` on.
+    pub(super) fn write_returned(at: Timestamp) -> Fields {
+        let at = shown_time(at);
+        Fields::from_iter([
+            (KIND.to_owned(), RETURNED.into()),
+            (AT.to_owned(), at.clone()),
+            (RETURNED_AT.to_owned(), at),
+        ])
     }
+
+    fn is_forgotten(self) -> bool {
+        self.bar == Some(Bar::Forgotten)
+    }
+
+    /// Why what its user said at that time is not taken in.
+    fn bar_at(self, said_at: Timestamp) -> Option<Bar> {
+        let is_of_before = self.returned_at.is_some_and(|returned_at| said_at < returned_at);
+        self.bar.or(is_of_before.then_some(Bar::Forgotten))
+    }
+}
+
+fn read_time(fields: &Fields, name: &str) -> Option<Timestamp> {
+    fields.get(name)?.as_str()?.parse().ok()
 }
 
 /// Since when, as a document has it.
 pub(super) fn read_at(fields: &Fields) -> Option<Timestamp> {
-    fields.get(AT)?.as_str()?.parse().ok()
+    read_time(fields, AT)
 }
 
 /// That somebody is forgotten.
@@ -109,14 +169,18 @@ enum Knowledge {
 pub struct Barred(Arc<State>);
 
 struct State {
-    keys: RwLock<HashMap<Arc<str>, Bar>>,
+    marks: RwLock<HashMap<Arc<str>, Mark>>,
     /// How often that changed.
     changes: AtomicU64,
+    changed: Notify,
     knowledge: watch::Sender<Knowledge>,
+    /// What the store says has not been heard for long.
+    is_detached: AtomicBool,
+    kept: OnceLock<Kept>,
 }
 
 /// Who is not taken in at this moment.
-pub struct BarredNow<'a>(RwLockReadGuard<'a, HashMap<Arc<str>, Bar>>);
+pub struct BarredNow<'a>(RwLockReadGuard<'a, HashMap<Arc<str>, Mark>>);
 
 impl BarredNow<'_> {
     /// Whether it is nobody.
@@ -124,15 +188,40 @@ impl BarredNow<'_> {
         self.0.is_empty()
     }
 
-    /// Why this user is not taken in.
-    pub fn bar_of(&self, key: &str) -> Option<Bar> {
-        if self.0.is_empty() { None } else { self.0.get(key).copied() }
+    fn mark_of(&self, key: &str) -> Mark {
+        if self.0.is_empty() { Mark::default() } else { self.0.get(key).copied().unwrap_or_default() }
+    }
+
+    /// Why what this user said at that time is not taken in.
+    pub fn bar_of(&self, key: &str, said_at: Timestamp) -> Option<Bar> {
+        self.mark_of(key).bar_at(said_at)
+    }
+
+    /// Whether what this user said at that time is nobody's: they are not to be known, or were not until later.
+    pub(super) fn is_nobodys(&self, key: &str, said_at: Timestamp) -> bool {
+        let Mark { bar, returned_at } = self.mark_of(key);
+        let bar = bar.filter(|bar| *bar == Bar::Forgotten);
+        Mark { bar, returned_at }.bar_at(said_at).is_some()
     }
 
     /// Whether this user is not to be known.
     pub fn is_forgotten(&self, key: &str) -> bool {
-        self.bar_of(key) == Some(Bar::Forgotten)
+        self.mark_of(key).is_forgotten()
     }
+
+    /// When this user was taken in again.
+    pub(super) fn returned_at(&self, key: &str) -> Option<Timestamp> {
+        self.mark_of(key).returned_at
+    }
+}
+
+/// What was heard that asks for something to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// Those who were not forgotten before.
+    pub(super) forgotten: Vec<Tombstone>,
+    /// Those who are not forgotten any more.
+    pub(super) returned: Vec<Arc<str>>,
 }
 
 impl Default for Barred {
@@ -144,8 +233,14 @@ impl Default for Barred {
 impl Barred {
     /// Nobody has said yet who they are.
     pub fn new() -> Self {
-        let knowledge = watch::Sender::new(Knowledge::Asking);
-        Self(Arc::new(State { keys: RwLock::default(), changes: AtomicU64::new(0), knowledge }))
+        Self(Arc::new(State {
+            marks: RwLock::default(),
+            changes: AtomicU64::new(0),
+            changed: Notify::new(),
+            knowledge: watch::Sender::new(Knowledge::Asking),
+            is_detached: AtomicBool::new(false),
+            kept: OnceLock::new(),
+        }))
     }
 
     /// Nobody is kept out, and nobody will be.
@@ -155,9 +250,44 @@ impl Barred {
         barred
     }
 
+    /// Until the store has said who they are, it is those that the run before left in `folder`; [`Barred::keep`] leaves
+    /// them for the next. Fails if a later version wrote there.
+    pub fn keep_in(&self, folder: &Path) -> Result<(), NewerFormat> {
+        let (kept, found) = Kept::open(folder)?;
+        self.marks_mut().extend(found.map(|(key, bar)| (key, Mark { bar: Some(bar), returned_at: None })));
+        // Nobody else has set it: there is one folder.
+        self.0.kept.get_or_init(|| kept);
+        Ok(())
+    }
+
+    /// Keeps who they are for a start without the store. Does not end.
+    pub async fn keep(self) {
+        let mut said = Said::default();
+        loop {
+            self.0.changed.notified().await;
+            let Some(kept) = self.0.kept.get() else { continue };
+            let bars: Vec<_> =
+                self.now().0.iter().filter_map(|(key, mark)| Some((key.to_string(), mark.bar?))).collect();
+            match kept.put(bars).await {
+                Ok(()) => said.over(),
+                Err(error) => {
+                    said.failure(
+                        ErrorCode::NoteUnusable,
+                        &error,
+                        "who is not taken in cannot be kept in DATA_DIR",
+                    );
+                }
+            }
+        }
+    }
+
+    fn marks_mut(&self) -> RwLockWriteGuard<'_, HashMap<Arc<str>, Mark>> {
+        self.0.marks.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Those of this moment. Held no longer than it takes to look.
     pub fn now(&self) -> BarredNow<'_> {
-        BarredNow(self.0.keys.read().unwrap_or_else(PoisonError::into_inner))
+        BarredNow(self.0.marks.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Rises with every change.
@@ -193,98 +323,128 @@ impl Barred {
         });
     }
 
-    /// Takes in what the store says: all there is, or what changed. Those who were not forgotten before.
-    pub(super) fn hear(&self, is_whole: bool, said: &[(Name, Option<Document>)]) -> Vec<Tombstone> {
-        let mut newly_forgotten = Vec::new();
+    /// Takes in what the store says: all there is, or what changed.
+    pub(super) fn hear(&self, is_whole: bool, said: &[(Name, Option<Document>)]) -> Heard {
+        let mut heard = Heard::default();
         {
-            let mut keys = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
-            let before = if is_whole { std::mem::take(&mut *keys) } else { HashMap::new() };
+            let mut marks = self.marks_mut();
+            let mut before = if is_whole { std::mem::take(&mut *marks) } else { HashMap::new() };
+            if *self.0.knowledge.borrow() != Knowledge::Known {
+                // What the run before kept was not acted upon by this one.
+                before.clear();
+            }
             for (name, document) in said {
-                let Some(document) = document else {
-                    keys.remove(&name.id);
-                    continue;
+                let is = document.as_ref().map(|document| Mark::read(&document.fields)).unwrap_or_default();
+                let was = match document {
+                    Some(_) => marks.insert(Arc::clone(&name.id), is),
+                    None => marks.remove(&name.id),
                 };
-                let bar = Bar::read(&document.fields);
-                let was = keys.insert(Arc::clone(&name.id), bar).or_else(|| before.get(&name.id).copied());
-                if bar == Bar::Forgotten && was != Some(Bar::Forgotten) {
-                    newly_forgotten.push(Tombstone::read(&name.id, &document.fields));
+                let was = was.or_else(|| before.remove(&name.id)).unwrap_or_default();
+                if let Some(document) = document.as_ref().filter(|_| is.is_forgotten()) {
+                    if !was.is_forgotten() {
+                        heard.forgotten.push(Tombstone::read(&name.id, &document.fields));
+                    }
+                } else if was.is_forgotten() || is.returned_at > was.returned_at {
+                    heard.returned.push(Arc::clone(&name.id));
                 }
             }
+            heard
+                .returned
+                .extend(before.into_iter().filter(|(_, was)| was.is_forgotten()).map(|(key, _)| key));
             self.0.changes.fetch_add(1, Ordering::Release);
         }
+        self.0.changed.notify_one();
         self.0
             .knowledge
             .send_if_modified(|knowledge| std::mem::replace(knowledge, Knowledge::Known) != Knowledge::Known);
-        newly_forgotten
+        heard
     }
 
     /// Follows what the store says. Does not end. `users` erases who is forgotten; without it nobody is kept.
     pub async fn follow(self, store: Store, users: Option<Users>) {
+        let users = users.as_ref();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut said = Said::default();
-        let patience_ends = Instant::now() + FIRST_PATIENCE;
+        let mut detached_at = Instant::now();
         loop {
-            match self.attach(&store, users.as_ref(), patience_ends).await {
-                Ok(mut changes) => {
-                    while let Some(Ok(changed)) = changes.next().await {
-                        backoff.reset();
-                        self.take_in(false, &changed, users.as_ref());
-                    }
-                    tracing::debug!("the listener for who is not taken in was interrupted");
+            let mut changes = tokio::select! {
+                changes = self.attach(&store, users, &mut backoff, &mut said) => changes,
+                never = self.say_that_they_wait_in_vain(users, detached_at) => match never {},
+            };
+            if self.0.is_detached.swap(false, Ordering::AcqRel) {
+                tracing::info!("it is heard again who is not taken in");
+            }
+            while let Some(Ok(changed)) = changes.next().await {
+                backoff.reset();
+                self.take_in(false, &changed, users);
+            }
+            tracing::debug!("the listener for who is not taken in was interrupted");
+            detached_at = Instant::now();
+            sleep(backoff.next_wait()).await;
+        }
+    }
+
+    /// Begins to follow, and takes in all there is; as often as it takes. Waits for an answer however long it takes;
+    /// nobody else does.
+    async fn attach(
+        &self,
+        store: &Store,
+        users: Option<&Users>,
+        backoff: &mut Backoff,
+        said: &mut Said,
+    ) -> Changes {
+        let attach = async || {
+            let mut changes = store.follow(Collection::Barred).await?;
+            let ended = || StoreError::Away("the listener was ended".to_owned());
+            let whole = changes.next().await.ok_or_else(ended)??;
+            Ok::<_, StoreError>((changes, whole))
+        };
+        loop {
+            match attach().await {
+                Ok((changes, whole)) => {
+                    said.over();
+                    self.take_in(true, &whole, users);
+                    return changes;
+                }
+                Err(error) if error.is_transient() => {
+                    tracing::debug!(error = %error, "who is not taken in cannot be followed now");
                 }
                 Err(error) => {
-                    if error.is_transient() {
-                        tracing::debug!(error = %error, "who is not taken in cannot be followed now");
-                    } else {
-                        self.give_up_waiting(users.as_ref(), &error);
-                        said.failure(
-                            ErrorCode::StoreRefused,
-                            &error,
-                            "who is ignored or forgotten cannot be followed",
-                        );
-                    }
+                    self.give_up_waiting(users, &error);
+                    said.failure(
+                        ErrorCode::StoreRefused,
+                        &error,
+                        "who is ignored or forgotten cannot be followed",
+                    );
                 }
             }
             sleep(backoff.next_wait()).await;
         }
     }
 
-    /// Begins to follow, and takes in all there is. Waits for an answer however long it takes; nobody else does.
-    async fn attach(
-        &self,
-        store: &Store,
-        users: Option<&Users>,
-        patience_ends: Instant,
-    ) -> Result<Changes, StoreError> {
-        let attached = async {
-            let mut changes = store.follow(Collection::Barred).await?;
-            let ended = || StoreError::Away("the listener was ended".to_owned());
-            let whole = changes.next().await.ok_or_else(ended)??;
-            Ok::<_, StoreError>((changes, whole))
-        };
-        let others_wait_in_vain = async {
+    /// While nothing is heard: lets those go who wait for the first answer, and says so once it has taken long.
+    async fn say_that_they_wait_in_vain(&self, users: Option<&Users>, since: Instant) -> Infallible {
+        let patience_ends = since + LISTENER_PATIENCE;
+        let is_away = async {
             match users {
-                Some(users) => {
-                    tokio::select! {
-                        () = users.0.circuit.until(true) => {}
-                        () = sleep_until(patience_ends) => {}
-                    }
-                }
-                None => sleep_until(patience_ends).await,
+                Some(users) => users.0.circuit.until(true).await,
+                None => std::future::pending().await,
             }
         };
-        tokio::pin!(attached);
-        let answer = tokio::select! {
-            answer = &mut attached => answer,
-            () = others_wait_in_vain => {
-                let error = StoreError::Away("it does not say who is ignored or forgotten".to_owned());
-                self.give_up_waiting(users, &error);
-                attached.await
-            }
-        };
-        let (changes, whole) = answer?;
-        self.take_in(true, &whole, users);
-        Ok(changes)
+        tokio::select! {
+            () = is_away => {}
+            () = sleep_until(patience_ends) => {}
+        }
+        let error = StoreError::Away("it does not say who is ignored or forgotten".to_owned());
+        self.give_up_waiting(users, &error);
+        sleep_until(patience_ends).await;
+        if !self.0.is_detached.swap(true, Ordering::AcqRel) {
+            tracing::warn!(
+                error_code = %ErrorCode::StoreUnavailable,
+                "it is not heard who is ignored or forgotten; those known so far are kept out"
+            );
+        }
+        std::future::pending().await
     }
 
     /// Whoever waits for the first answer need not any longer: the store counts as away until there is one.
@@ -301,10 +461,31 @@ impl Barred {
 
     fn take_in(&self, is_whole: bool, said: &[(Name, Option<Document>)], users: Option<&Users>) {
         let is_first = *self.0.knowledge.borrow() != Knowledge::Known;
-        let forgotten = self.hear(is_whole, said);
+        let Heard { forgotten, returned } = self.hear(is_whole, said);
         if let Some(users) = users {
             users.0.forget_all(forgotten, is_first);
+            users.0.drop_all(&returned);
         }
+    }
+}
+
+/// As the probes see it.
+impl Part for Barred {
+    fn name(&self) -> &'static str {
+        "barred"
+    }
+
+    /// Where it is not heard who they are because the store is away, that is what is waited for.
+    fn is_waited_for(&self) -> bool {
+        false
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.0.is_detached.load(Ordering::Acquire)
+    }
+
+    fn describe(&self) -> Value {
+        json!({ "state": if self.is_degraded() { "detached" } else { "followed" } })
     }
 }
 
@@ -321,32 +502,66 @@ mod tests {
         (name(key.into()), document)
     }
 
+    /// Keys of those who were heard to be forgotten, and to be back.
+    fn news(heard: &Heard) -> [Vec<&str>; 2] {
+        [
+            heard.forgotten.iter().map(|one| &*one.key).collect(),
+            heard.returned.iter().map(|key| &**key).collect(),
+        ]
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
     #[test]
     fn what_the_store_says_last_holds() {
         let barred = Barred::new();
-        let keys = |keys: &[&str]| {
-            let tombstone = |key: &&str| Tombstone::read(&Arc::from(*key), &Fields::new());
-            keys.iter().map(tombstone).collect::<Vec<_>>()
+        let hear = |is_whole, all: &[(&str, Option<&str>)]| {
+            let all: Vec<_> = all.iter().map(|(key, kind)| said(key, *kind)).collect();
+            let heard = barred.hear(is_whole, &all);
+            news(&heard).map(|keys| keys.join(" "))
         };
-        let whole = [said("a", Some("ignored")), said("b", Some("forgotten")), said("c", Some("nonsense"))];
-        assert_eq!(barred.hear(true, &whole), keys(&["b"]));
-        let bars = |barred: &Barred| ["a", "b", "c", "d"].map(|key| barred.now().bar_of(key));
+        let news = |forgotten: &str, returned: &str| [forgotten.to_owned(), returned.to_owned()];
+        let bars = || ["a", "b", "c", "d"].map(|key| barred.now().bar_of(key, at(1)));
         let (ignored, forgotten) = (Some(Bar::Ignored), Some(Bar::Forgotten));
-        assert_eq!(bars(&barred), [ignored, forgotten, ignored, None]);
+        let whole = [("a", Some("ignored")), ("b", Some("forgotten")), ("c", Some("nonsense"))];
+        assert_eq!(hear(true, &whole), news("b", ""));
+        assert_eq!(bars(), [ignored, forgotten, ignored, None]);
         // Said again, it is no news; an ignored user may be forgotten, and both may end.
-        assert_eq!(
-            barred.hear(false, &[said("b", Some("forgotten")), said("a", Some("forgotten"))]),
-            keys(&["a"])
-        );
-        assert!(barred.hear(false, &[said("b", None), said("d", None)]).is_empty());
-        assert_eq!(bars(&barred), [forgotten, None, ignored, None]);
+        assert_eq!(hear(false, &[("b", Some("forgotten")), ("a", Some("forgotten"))]), news("a", ""));
+        assert_eq!(hear(false, &[("b", None), ("d", None)]), news("", "b"));
+        assert_eq!(bars(), [forgotten, None, ignored, None]);
         // After an interruption the whole is said again: what is not in it is gone.
-        assert_eq!(
-            barred.hear(true, &[said("a", Some("forgotten")), said("d", Some("forgotten"))]),
-            keys(&["d"])
-        );
-        assert_eq!(bars(&barred), [forgotten, None, None, forgotten]);
+        assert_eq!(hear(true, &[("c", Some("forgotten")), ("d", Some("forgotten"))]), news("c d", "a"));
+        assert_eq!(bars(), [None, None, forgotten, forgotten]);
         assert_eq!(barred.changes(), 4);
+    }
+
+    #[test]
+    fn what_somebody_said_before_they_came_back_is_nobodys() {
+        let barred = Barred::new();
+        let mark = |fields: Fields| (name("a".into()), Some(Document { fields, version: Version(1) }));
+        let heard = barred.hear(true, &[mark(Mark::write_returned(at(10)))]);
+        assert_eq!(news(&heard), [vec![], vec!["a"]], "whatever a run before has in the outbox");
+        let bar = |said_at| {
+            let now = barred.now();
+            (now.bar_of("a", at(said_at)), now.is_nobodys("a", at(said_at)), now.is_forgotten("a"))
+        };
+        assert_eq!(bar(9), (Some(Bar::Forgotten), true, false));
+        assert_eq!(bar(10), (None, false, false));
+        // Ignored later, which leaves the rest of the document as it is.
+        let mut fields = Mark::write_returned(at(10));
+        fields.extend(Bar::Ignored.write(at(20)));
+        assert_eq!(barred.hear(false, &[mark(fields.clone())]), Heard::default());
+        assert_eq!(bar(9), (Some(Bar::Ignored), true, false));
+        assert_eq!(bar(30), (Some(Bar::Ignored), false, false));
+        // Forgotten once more, and back.
+        fields.extend(Bar::Forgotten.write(at(40)));
+        assert_eq!(news(&barred.hear(false, &[mark(fields)])), [vec!["a"], vec![]]);
+        assert_eq!(bar(50), (Some(Bar::Forgotten), true, true));
+        assert_eq!(news(&barred.hear(true, &[mark(Mark::write_returned(at(60)))])), [vec![], vec!["a"]]);
+        assert_eq!((bar(59).1, bar(60).1), (true, false));
     }
 
     #[test]
@@ -354,9 +569,42 @@ mod tests {
         let at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
         for bar in [Bar::Ignored, Bar::Forgotten] {
             let fields = bar.write(at);
-            assert_eq!((Bar::read(&fields), read_at(&fields)), (bar, Some(at)));
+            let mark = Mark { bar: Some(bar), returned_at: None };
+            assert_eq!((Mark::read(&fields), read_at(&fields)), (mark, Some(at)));
         }
-        assert_eq!(Bar::read(&crate::store::document::damaged()), Bar::Ignored);
+        let returned = Mark { bar: None, returned_at: Some(at) };
+        assert_eq!(Mark::read(&Mark::write_returned(at)), returned);
+        assert_eq!(Mark::read(&crate::store::document::damaged()).bar, Some(Bar::Ignored));
+    }
+
+    #[tokio::test]
+    async fn a_start_without_the_store_keeps_out_whom_the_run_before_knew() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || {
+            let barred = Barred::new();
+            barred.keep_in(folder.path()).unwrap();
+            barred
+        };
+        let bars = |barred: &Barred| ["a", "b", "c"].map(|key| barred.now().bar_of(key, at(1)));
+        let barred = open();
+        assert_eq!(bars(&barred), [None; 3]);
+        barred.hear(true, &[said("a", Some("ignored")), said("b", Some("forgotten"))]);
+        let mut tasks = crate::tasks::Tasks::new();
+        tasks.spawn("kept out", barred.clone().keep());
+        let is_kept = async |expected| {
+            while bars(&open()) != expected {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (ignored, forgotten) = (Some(Bar::Ignored), Some(Bar::Forgotten));
+        tokio::time::timeout(Duration::from_secs(5), is_kept([ignored, forgotten, None])).await.unwrap();
+        barred.hear(false, &[said("a", None), said("c", Some("forgotten"))]);
+        tokio::time::timeout(Duration::from_secs(5), is_kept([None, forgotten, forgotten])).await.unwrap();
+        drop(tasks);
+        // What the store says counts, and is acted upon once more: nobody did in this run.
+        let next = open();
+        let heard = next.hear(true, &[said("b", Some("forgotten"))]);
+        assert_eq!((news(&heard), bars(&next)), ([vec!["b"], vec![]], [None, forgotten, None]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::barred::Bar;
 use super::operations::{self, Edit, Filter, Forgotten, Page, UserError, UserKey, UserView};
 use crate::bus::{Bus, Start, Wanted};
 use crate::clock::Clock;
@@ -82,14 +81,14 @@ impl Desk {
         operations::ignore(&self.store, &self.clock, key).await
     }
 
-    /// See [`operations::let_in`].
+    /// See [`operations::unignore`].
     pub async fn unignore(&self, key: &UserKey) -> Result<UserView, UserError> {
-        operations::let_in(&self.store, key, Bar::Ignored).await
+        operations::unignore(&self.store, key).await
     }
 
-    /// See [`operations::let_in`].
+    /// See [`operations::unforget`].
     pub async fn unforget(&self, key: &UserKey) -> Result<UserView, UserError> {
-        operations::let_in(&self.store, key, Bar::Forgotten).await
+        operations::unforget(&self.store, &self.clock, key).await
     }
 
     /// See [`operations::forget`].

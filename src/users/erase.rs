@@ -77,7 +77,10 @@ impl Users {
                 }
             };
             match shared.erase_now(&keys).await {
-                Ok(()) => backoff.reset(),
+                Ok(()) => {
+                    backoff.reset();
+                    said.over();
+                }
                 Err(error) => {
                     if error.is_transient() {
                         tracing::debug!(error = %error, "documents of forgotten users could not be looked for");
@@ -105,19 +108,22 @@ impl Shared {
             return;
         }
         let keys: Vec<_> = forgotten.iter().map(|one| Arc::clone(&one.key)).collect();
-        {
-            let mut table = self.table();
-            for key in &keys {
-                table.bar(key);
-            }
-            self.show(&mut table);
-        }
+        self.drop_all(&keys);
         self.erase(&keys, !is_first);
         if self.config.mode == EnrichMode::On {
             self.words.add(forgotten.into_iter().filter(|one| !one.is_told));
         }
         // An opening of theirs may have been waited for.
         self.changed.notify_one();
+    }
+
+    /// What memory holds of these users is of before they were forgotten, or came back.
+    pub(super) fn drop_all(&self, keys: &[Arc<str>]) {
+        let mut table = self.table();
+        for key in keys {
+            table.bar(key);
+        }
+        self.show(&mut table);
     }
 
     /// Their documents are looked for now, and `again` when no write of before can come any more.
@@ -156,10 +162,18 @@ impl Shared {
         let found = self.store.get_many(&names, PATIENCE).await?;
         let there =
             names.into_iter().zip(found).filter_map(|(name, document)| Some((name, document?.version)));
-        // As it was found: whoever was taken in again meanwhile is somebody new.
-        let writes: Vec<_> = there
-            .map(|(name, version)| Write { name, change: Change::Delete, condition: Condition::At(version) })
-            .collect();
+        // As it was found, and once more without those who were taken in again meanwhile: they are somebody new.
+        let writes: Vec<_> = {
+            let barred = self.barred.now();
+            there
+                .filter(|(name, _)| barred.is_forgotten(&name.id))
+                .map(|(name, version)| Write {
+                    name,
+                    change: Change::Delete,
+                    condition: Condition::At(version),
+                })
+                .collect()
+        };
         if writes.is_empty() {
             return Ok(());
         }

@@ -127,7 +127,7 @@ impl Shared {
         let mut table = self.table();
         for visit in &visits[met.len()..] {
             // Let in the moment before: it is nobody's.
-            if barred.is_forgotten(&visit.key) {
+            if barred.is_nobodys(&visit.key, visit.seen.at) {
                 let meeting = Meeting::Unmatched(UnmatchedReason::NoUser);
                 self.count(&meeting);
                 met.push(meeting);

@@ -1,6 +1,8 @@
 //! What operators do with users: look at them, say something of them, keep them out, forget them, take them back. The
 //! same for the operator's HTTP and for commands.
 
+mod list;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,11 +10,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 use thiserror::Error;
 use tokio::time::sleep;
 
-use super::barred::{self, Bar};
+use super::barred::{self, Bar, Mark};
 use super::meet::identify;
 use crate::clock::Clock;
 use crate::envelope::id;
@@ -21,7 +22,9 @@ use crate::store::document::{
     EDITED_AT, LONGEST_NOTES, LONGEST_STATUS, LONGEST_TAGS, TAG_OVERHEAD, shown_time,
 };
 use crate::store::measured::Store;
-use crate::store::{Change, Collection, Condition, Document, Fields, Name, StoreError, Write, WriteRefusal};
+use crate::store::{Change, Condition, Document, Fields, Name, StoreError, Write, WriteRefusal};
+
+pub use list::{Filter, LONGEST_PAGE, Page, list};
 
 /// For one call of the store.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,12 +36,6 @@ const MOST_CONFLICTS: u32 = 5;
 const HEARD_BY_ALL: Duration = Duration::from_secs(3);
 /// How often a document that comes back is deleted.
 const MOST_RETURNS: u32 = 5;
-
-/// Documents read at a time, and for one page: a filter may fit nobody.
-const READ_AT_A_TIME: usize = 500;
-const MOST_LOOKED_AT: usize = 5_000;
-/// Users on a page.
-pub const LONGEST_PAGE: usize = 500;
 
 /// The platform that an id without one belongs to.
 const USUAL_PROVIDER: &str = "twitch";
@@ -152,76 +149,12 @@ pub struct BarredView {
 
 impl UserView {
     fn new(key: &str, document: Option<Document>, barred: Option<&Document>) -> Self {
-        let barred = barred.map(|document| BarredView {
-            kind: Bar::read(&document.fields).as_str().to_owned(),
-            at: barred::read_at(&document.fields),
+        let barred = barred.and_then(|document| {
+            let kind = Mark::read(&document.fields).bar?.as_str().to_owned();
+            Some(BarredView { kind, at: barred::read_at(&document.fields) })
         });
         Self { key: key.to_owned(), barred, document: document.map(|document| document.fields) }
     }
-}
-
-/// Which users are listed.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Filter {
-    /// Of this login, as last seen.
-    pub login: Option<String>,
-    /// With this label.
-    pub tag: Option<String>,
-    /// Of this status.
-    pub status: Option<String>,
-    /// Not taken in for this: `ignored` or `forgotten`.
-    pub barred: Option<String>,
-    /// Behind this key.
-    pub after: Option<String>,
-    /// At most so many.
-    pub limit: Option<usize>,
-}
-
-impl Filter {
-    fn fits(&self, fields: &Fields) -> bool {
-        let text = |name: &str| fields.get(name).and_then(Value::as_str);
-        let has_login = |login: &str| {
-            let profiles = fields.get("profiles").and_then(Value::as_object);
-            let mut logins =
-                profiles.into_iter().flat_map(|all| all.values()).filter_map(|one| one.get("login"));
-            logins.any(|known| known.as_str().is_some_and(|known| known.eq_ignore_ascii_case(login)))
-        };
-        let has_tag = |tag: &str| {
-            let tags = fields.get("tags").and_then(Value::as_array);
-            tags.is_some_and(|tags| tags.iter().any(|one| one.as_str() == Some(tag)))
-        };
-        self.login.as_deref().is_none_or(has_login)
-            && self.tag.as_deref().is_none_or(has_tag)
-            && self.status.as_deref().is_none_or(|status| text("status") == Some(status))
-    }
-
-    /// Whether every document fits.
-    fn is_plain(&self) -> bool {
-        self.login.is_none() && self.tag.is_none() && self.status.is_none() && self.barred.is_none()
-    }
-
-    fn page(&self) -> Result<usize, UserError> {
-        if self.after.as_deref().is_some_and(|after| id::user_of_key(after).is_none()) {
-            return Err(UserError::Unfit("after: is no user's key, such as twitch:12345".to_owned()));
-        }
-        match self.limit {
-            Some(limit) if !(1..=LONGEST_PAGE).contains(&limit) => {
-                Err(UserError::Unfit(format!("limit: must lie between 1 and {LONGEST_PAGE}")))
-            }
-            limit => Ok(limit.unwrap_or(100)),
-        }
-    }
-}
-
-/// A part of a list.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Page {
-    /// In the order of their keys.
-    pub users: Vec<UserView>,
-    /// Where to go on; left out at the end. There may be more behind an empty page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
 }
 
 /// What is to be said of a user. What is left out stays as it is.
@@ -331,61 +264,16 @@ pub struct Forgotten {
 /// Everything a store has of a user.
 pub async fn show(store: &Store, key: &UserKey) -> Result<UserView, UserError> {
     let (document, barred) = read(store, key).await?;
-    if document.is_none() && barred.is_none() {
+    let view = UserView::new(&key.0, document, barred.as_ref());
+    if view.document.is_none() && view.barred.is_none() {
         return Err(UserError::Unknown(key.clone()));
     }
-    Ok(UserView::new(&key.0, document, barred.as_ref()))
+    Ok(view)
 }
 
 async fn read(store: &Store, key: &UserKey) -> Result<(Option<Document>, Option<Document>), StoreError> {
     let mut found = store.get_many(&[key.user(), key.barred()], PATIENCE).await?.into_iter();
     Ok((found.next().flatten(), found.next().flatten()))
-}
-
-/// A page of users. No store has an index of what is asked for here: documents are read one after the other until the
-/// page is full, or enough were looked at.
-pub async fn list(store: &Store, filter: &Filter) -> Result<Page, UserError> {
-    let most = filter.page()?;
-    let wanted = match filter.barred.as_deref() {
-        None => None,
-        Some("ignored") => Some(Bar::Ignored),
-        Some("forgotten") => Some(Bar::Forgotten),
-        Some(_) => return Err(UserError::Unfit("barred: is ignored or forgotten".to_owned())),
-    };
-    let collection = if wanted.is_some() { Collection::Barred } else { Collection::Users };
-    let other = if wanted.is_some() { Collection::Users } else { Collection::Barred };
-    let mut page = Page { users: Vec::new(), next: filter.after.clone() };
-    let at_a_time = if filter.is_plain() { most } else { READ_AT_A_TIME };
-    let mut looked_at = 0;
-    while page.users.len() < most && looked_at < MOST_LOOKED_AT {
-        let after = page.next.as_deref().map(Arc::from);
-        let read = store.list(collection.clone(), after, at_a_time, PATIENCE).await?;
-        if read.is_empty() {
-            page.next = None;
-            return Ok(page);
-        }
-        looked_at += read.len();
-        let names: Vec<_> = read
-            .iter()
-            .map(|(name, _)| Name { collection: other.clone(), id: Arc::clone(&name.id) })
-            .collect();
-        let others = store.get_many(&names, PATIENCE).await?;
-        for ((name, listed), other) in read.into_iter().zip(others) {
-            if page.users.len() == most {
-                return Ok(page);
-            }
-            page.next = Some(name.id.to_string());
-            let (document, barred) =
-                if wanted.is_some() { (other, Some(listed)) } else { (Some(listed), other) };
-            let is_wanted = wanted
-                .is_none_or(|bar| barred.as_ref().is_some_and(|document| Bar::read(&document.fields) == bar));
-            let nothing = Fields::new();
-            if is_wanted && filter.fits(document.as_ref().map_or(&nothing, |document| &document.fields)) {
-                page.users.push(UserView::new(&name.id, document, barred.as_ref()));
-            }
-        }
-    }
-    Ok(page)
 }
 
 /// Says something of a user, which stands in their next envelope after two seconds. Of somebody who has not been seen, a
@@ -394,7 +282,7 @@ pub async fn edit(store: &Store, clock: &Clock, key: &UserKey, edit: &Edit) -> R
     edit.check()?;
     for _ in 0..MOST_CONFLICTS {
         let (document, barred) = read(store, key).await?;
-        if barred.as_ref().is_some_and(|barred| Bar::read(&barred.fields) == Bar::Forgotten) {
+        if bar_of(barred.as_ref()) == Some(Bar::Forgotten) {
             return Err(UserError::Forgotten(key.clone()));
         }
         let stored = document.as_ref().map(|document| &document.fields);
@@ -407,14 +295,14 @@ pub async fn edit(store: &Store, clock: &Clock, key: &UserKey, edit: &Edit) -> R
         match store.write(Write::over(key.user(), version, written.clone()), PATIENCE).await {
             Ok(version) => {
                 if document.is_none() && is_forgotten(store, key).await? {
-                    // By somebody else, while this made a document of them.
+                    // By somebody else, while this made a document of them. A running service that hears of it deletes
+                    // it, too.
                     let condition = Condition::At(version);
-                    drop(
-                        store
-                            .write(Write { name: key.user(), change: Change::Delete, condition }, PATIENCE)
-                            .await,
-                    );
-                    return Err(UserError::Forgotten(key.clone()));
+                    let delete = Write { name: key.user(), change: Change::Delete, condition };
+                    return Err(match store.write(delete, PATIENCE).await {
+                        Ok(_) | Err(WriteRefusal::Conflict) => UserError::Forgotten(key.clone()),
+                        Err(WriteRefusal::Failed(error)) => error.into(),
+                    });
                 }
                 let mut now = document.map(|document| document.fields).unwrap_or_default();
                 now.extend(written);
@@ -429,21 +317,25 @@ pub async fn edit(store: &Store, clock: &Clock, key: &UserKey, edit: &Edit) -> R
 
 async fn is_forgotten(store: &Store, key: &UserKey) -> Result<bool, StoreError> {
     let barred = store.get(&key.barred(), PATIENCE).await?;
-    Ok(barred.is_some_and(|barred| Bar::read(&barred.fields) == Bar::Forgotten))
+    Ok(bar_of(barred.as_ref()) == Some(Bar::Forgotten))
+}
+
+fn bar_of(barred: Option<&Document>) -> Option<Bar> {
+    Mark::read(&barred?.fields).bar
 }
 
 /// From here on, what this user says is not taken in. Their document stays as it is.
 pub async fn ignore(store: &Store, clock: &Clock, key: &UserKey) -> Result<UserView, UserError> {
     for _ in 0..MOST_CONFLICTS {
         let (document, barred) = read(store, key).await?;
-        if let Some(barred) = barred {
-            return match Bar::read(&barred.fields) {
-                Bar::Ignored => Ok(UserView::new(&key.0, document, Some(&barred))),
-                Bar::Forgotten => Err(UserError::Forgotten(key.clone())),
-            };
+        match bar_of(barred.as_ref()) {
+            Some(Bar::Ignored) => return Ok(UserView::new(&key.0, document, barred.as_ref())),
+            Some(Bar::Forgotten) => return Err(UserError::Forgotten(key.clone())),
+            None => {}
         }
+        let version = barred.map(|barred| barred.version);
         let fields = Bar::Ignored.write(clock.now());
-        match store.write(Write::over(key.barred(), None, fields.clone()), PATIENCE).await {
+        match store.write(Write::over(key.barred(), version, fields.clone()), PATIENCE).await {
             Ok(version) => {
                 return Ok(UserView::new(&key.0, document, Some(&Document { fields, version })));
             }
@@ -454,16 +346,35 @@ pub async fn ignore(store: &Store, clock: &Clock, key: &UserKey) -> Result<UserV
     Err(UserError::Contended(key.clone()))
 }
 
-/// Takes a user in again: one who was ignored, or one who was forgotten, who is then new.
-pub async fn let_in(store: &Store, key: &UserKey, from: Bar) -> Result<UserView, UserError> {
+/// Takes an ignored user in again, as they were.
+pub async fn unignore(store: &Store, key: &UserKey) -> Result<UserView, UserError> {
+    // Who had come back before they were ignored is still no older than that.
+    let as_before = |mark: Mark| match mark.returned_at {
+        Some(at) => Change::Set(Mark::write_returned(at)),
+        None => Change::Delete,
+    };
+    let_in(store, key, Bar::Ignored, as_before).await
+}
+
+/// Takes a forgotten user in again, as somebody new: what they say from a moment on by which every instance has heard.
+pub async fn unforget(store: &Store, clock: &Clock, key: &UserKey) -> Result<UserView, UserError> {
+    let as_new = |_| Change::Set(Mark::write_returned(clock.now() + HEARD_BY_ALL));
+    let_in(store, key, Bar::Forgotten, as_new).await
+}
+
+async fn let_in(
+    store: &Store,
+    key: &UserKey,
+    from: Bar,
+    change: impl Fn(Mark) -> Change,
+) -> Result<UserView, UserError> {
     for _ in 0..MOST_CONFLICTS {
         let (document, barred) = read(store, key).await?;
-        let Some(barred) = barred.filter(|barred| Bar::read(&barred.fields) == from) else {
+        let Some(barred) = barred.filter(|barred| bar_of(Some(barred)) == Some(from)) else {
             return Err(UserError::NotBarred(key.clone(), from));
         };
-        let condition = Condition::At(barred.version);
-        let write = Write { name: key.barred(), change: Change::Delete, condition };
-        match store.write(write, PATIENCE).await {
+        let (change, condition) = (change(Mark::read(&barred.fields)), Condition::At(barred.version));
+        match store.write(Write { name: key.barred(), change, condition }, PATIENCE).await {
             Ok(_) => return Ok(UserView::new(&key.0, document, None)),
             Err(WriteRefusal::Conflict) => {}
             Err(WriteRefusal::Failed(error)) => return Err(error.into()),
@@ -479,7 +390,7 @@ pub async fn let_in(store: &Store, key: &UserKey, from: Bar) -> Result<UserView,
 /// itself if it is there.
 pub async fn forget(store: &Store, clock: &Clock, key: &UserKey) -> Result<Forgotten, UserError> {
     let (document, barred) = read(store, key).await?;
-    let before = barred.filter(|barred| Bar::read(&barred.fields) == Bar::Forgotten);
+    let before = barred.filter(|barred| bar_of(Some(barred)) == Some(Bar::Forgotten));
     let at = if let Some(at) = before.and_then(|barred| barred::read_at(&barred.fields)) {
         at
     } else {

@@ -32,6 +32,7 @@ impl Users {
             shared.circuit.until(false).await;
             match shared.store.edits(attached_at - MARGIN).await {
                 Ok(mut edits) => {
+                    said.over();
                     let heard_out = tokio::time::Instant::now() + LONGEST_HEARING;
                     loop {
                         let heard = tokio::time::timeout_at(heard_out, edits.next()).await;
@@ -40,10 +41,14 @@ impl Users {
                             backoff.reset();
                         }
                         let Ok(Some(Ok(changed))) = heard else { break };
-                        let mut table = shared.table();
-                        for (name, document) in &changed {
-                            table.edited(&name.id, document);
+                        {
+                            let mut table = shared.table();
+                            for (name, document) in &changed {
+                                table.edited(&name.id, document);
+                            }
                         }
+                        // Somebody may have been forgotten while an operator said something of them.
+                        shared.erase_forgotten_of(changed.iter().map(|(name, _)| &name.id));
                     }
                     tracing::debug!("the listener for operators' edits begins anew");
                 }

@@ -71,7 +71,7 @@ impl Users {
                 Ok(Some(mut follower)) => {
                     shared.say(Following::CatchingUp);
                     backoff.reset();
-                    match shared.pump(&mut follower, &known).await {
+                    match shared.pump(&mut follower, &known, &mut said).await {
                         Some(error) if !error.is_transient() => {
                             said.failure(
                                 ErrorCode::StreamUncountable,
@@ -152,13 +152,14 @@ impl Shared {
     }
 
     /// Notes what comes, until the stream is lost or memory is at its end.
-    async fn pump(&self, follower: &mut Follower, known: &Known) -> Option<BusError> {
+    async fn pump(&self, follower: &mut Follower, known: &Known, said: &mut Said) -> Option<BusError> {
         loop {
             if !self.has_room().await {
                 return None;
             }
             match follower.next().await {
                 Some(Ok(batch)) => {
+                    said.over();
                     self.note(&batch);
                     let ids = batch.messages.iter().filter_map(|stored| Some((stored.id?, stored.stored_at)));
                     known(&ids.collect::<Vec<_>>());
@@ -179,7 +180,7 @@ impl Shared {
         for stored in &batch.messages {
             if let Some(id) = stored.id
                 && let Some((key, seen)) = counted(&stored.kind, id, stored.by_user.as_ref())
-                && !barred.is_forgotten(key)
+                && !barred.is_nobodys(key, seen.at)
                 && (table.holds(key) || id::user_of_key(key).is_some())
             {
                 table.note(key, seen, stored.position, now);

@@ -1,7 +1,7 @@
 //! That somebody is forgotten is said in the stream, too, as an event of its own: so consumers hear that they have
 //! something to erase; and a start on a store that is new, and does not know who is forgotten, finds it there, behind
 //! what they said, and writes it again before it counts anybody. The stream drops what is oldest first: what they said
-//! is gone before the word is.
+//! is gone before the word is, but for what lay in the outbox of another instance when the word was said.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,8 +30,6 @@ const BUS_PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-/// One that is older may have been said before the stream's duplicate window.
-const LATE: Duration = Duration::from_mins(4);
 /// Clocks differ: reading back starts so much before the word's own time.
 const MARGIN: Duration = Duration::from_mins(1);
 
@@ -104,6 +102,7 @@ impl Users {
                 Ok(()) => {
                     shared.words.drop_first();
                     backoff.reset();
+                    said.over();
                 }
                 Err(NotSaid::Refused(error)) if !error.is_transient() => {
                     said.failure(
@@ -131,7 +130,9 @@ impl Shared {
             return Ok(());
         }
         let message = self.message(word)?;
-        let is_late = self.clock.now().duration_since(word.at).unsigned_abs() > LATE;
+        // Nothing is known of a stream that is not there, and nothing is sent to it.
+        let window = self.bus.stream().map_or(Duration::ZERO, |stream| stream.duplicate_window);
+        let is_late = self.clock.now().duration_since(word.at).unsigned_abs() > window / 2;
         if !(is_late && self.holds(message.id, word.at).await?) {
             let message = vec![Numbered { number, message: Arc::new(message) }];
             let answered = async {
@@ -234,7 +235,13 @@ impl Shared {
             }
         })
         .await?;
-        words.retain(|key, _| !self.barred.now().is_forgotten(key));
+        {
+            let barred = self.barred.now();
+            words.retain(|key, at| {
+                !barred.is_forgotten(key)
+                    && barred.returned_at(key).is_none_or(|returned_at| returned_at < *at)
+            });
+        }
         for (key, at) in words {
             let mut fields = Bar::Forgotten.write(at);
             fields.insert(TOLD.to_owned(), true.into());
@@ -243,8 +250,8 @@ impl Shared {
                 Ok(version) => {
                     tracing::info!("the store did not know that somebody is forgotten; the stream did");
                     // The store says it again, which is no news then: whatever follows is done here.
-                    let forgotten = self.barred.hear(false, &[(name, Some(Document { fields, version }))]);
-                    self.forget_all(forgotten, false);
+                    let heard = self.barred.hear(false, &[(name, Some(Document { fields, version }))]);
+                    self.forget_all(heard.forgotten, false);
                 }
                 Err(WriteRefusal::Failed(error)) => {
                     self.circuit.trip(&error);

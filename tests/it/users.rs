@@ -1,7 +1,9 @@
 //! What operators do with users, by commands and over HTTP, on both stores: looked at, noted, kept out, forgotten.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use inlet::clock::system_milliseconds;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -13,12 +15,18 @@ use crate::harness::{eventually, within};
 use crate::people::{Setting, all_counted, ended_well};
 
 const FORGOTTEN: &str = "inlet_events_refused_total{reason=\"forgotten\",source=\"twitch\"}";
+/// The documents promise two seconds; a test machine is busy.
+const HEARD: Duration = Duration::from_secs(5);
 const IGNORED: &str = "inlet_events_refused_total{reason=\"ignored\",source=\"twitch\"}";
 
-/// Lines that these users said, each once.
+/// Lines that these users said just now, each once.
 fn lines(round: u32, users: &[u32]) -> String {
+    lines_at(system_milliseconds(), round, users)
+}
+
+fn lines_at(at: i64, round: u32, users: &[u32]) -> String {
     let line = |user: &u32| {
-        let (id, at) = (format!("line-{round}-{user}"), 1_700_000_000_000_i64 + i64::from(round) * 1_000);
+        let id = format!("line-{round}-{user}");
         format!(
             "@id={id};room-id=1;tmi-sent-ts={at};user-id={user};display-name=U{user} :u{user}!u{user}@u{user}.tmi.twitch.tv PRIVMSG #people :{round}\r\n"
         )
@@ -27,7 +35,11 @@ fn lines(round: u32, users: &[u32]) -> String {
 }
 
 async fn replay(inlet: &Inlet, round: u32, users: &[u32]) -> Value {
-    let request = inlet.client().post(inlet.url("/admin/replay")).body(lines(round, users));
+    replay_lines(inlet, lines(round, users)).await
+}
+
+async fn replay_lines(inlet: &Inlet, lines: String) -> Value {
+    let request = inlet.client().post(inlet.url("/admin/replay")).body(lines);
     request.send().await.unwrap().json().await.unwrap()
 }
 
@@ -112,7 +124,6 @@ async fn by_commands(emulator: Option<&Project>) {
         (&["tag", "add", "7"], 64, "required"),
         (&["unignore", "7"], 1, "twitch:7 is not ignored"),
         (&["unforget", "7"], 1, "twitch:7 is not forgotten"),
-        (&["list", "--after", "x"], 64, "twitch:12345"),
         (&["list", "--ignored", "--forgotten"], 64, "cannot be used"),
     ] {
         let (found, said) = scene.user(arguments);
@@ -200,9 +211,9 @@ async fn by_commands(emulator: Option<&Project>) {
 /// 8 is ignored and 9 forgotten: their lines are refused, until they are let in again.
 async fn kept_out_and_let_in(scene: &mut Scene) {
     let mut round = 10;
-    let mut say = async |expected: [u64; 2]| {
+    let mut say = async |expected: [u64; 2], patience: Duration| {
         // A command straight on the store is heard of within two seconds.
-        within(crate::harness::PATIENCE, "it is heard of", || {
+        within(HEARD + patience, "it is heard of", || {
             round += 1;
             let said = replay(&scene.inlet, round, &[7, 8, 9]);
             async {
@@ -212,15 +223,18 @@ async fn kept_out_and_let_in(scene: &mut Scene) {
         })
         .await;
     };
-    say([1, 2]).await;
+    say([1, 2], Duration::ZERO).await;
     let before = scene.user_json(&["show", "8"])[0]["document"].clone();
     scene.user_json(&["unignore", "8"]);
-    say([2, 1]).await;
+    say([2, 1], Duration::ZERO).await;
     let after = scene.user_json(&["show", "8"])[0].clone();
     assert!(after["barred"].is_null(), "{after}");
     assert_eq!(after["document"]["firstEventId"], before["firstEventId"], "it is as it was");
     scene.user_json(&["unforget", "9"]);
-    say([3, 0]).await;
+    // What they say from three seconds on; what they said before that stays nobody's.
+    say([3, 0], Duration::from_secs(3)).await;
+    let old = replay_lines(&scene.inlet, lines_at(1_700_000_000_000, 9, &[9])).await;
+    assert_eq!((&old["published"], &old["barred"]), (&json!(0), &json!(1)), "{old}");
     eventually("the forgotten user is somebody new", || async {
         let (status, user) = ask(&scene.inlet, Method::GET, "/admin/users/twitch:9", None).await;
         (status == 200 && user["document"]["messageCountAllTime"].as_u64()? > 0).then_some(())
@@ -260,10 +274,20 @@ async fn over_http(emulator: Option<&Project>) {
     }
     assert_eq!(keys, users.iter().map(|user| format!("twitch:{user}")).collect::<Vec<_>>());
 
+    // A document that is no user's holds up nobody.
+    if let Some(emulator) = emulator {
+        emulator.set("users/no%20key", json!({ "kind": { "stringValue": "odd" } })).await;
+        let (_, page) = ask(inlet, get.clone(), "/admin/users?limit=1", None).await;
+        assert_eq!(page["next"], "no key", "{page}");
+        let (_, page) = ask(inlet, get.clone(), "/admin/users?limit=1&after=no%20key", None).await;
+        assert_eq!(page["users"][0]["key"], "twitch:100", "{page}");
+    }
+
     let large = format!("{{\"notes\":\"{}\"}}", "n".repeat(70_000));
     for (method, path, body, status, code) in [
         (&get, "/admin/users/twitch:4", None, 404, "not_found"),
         (&get, "/admin/users/login", None, 400, "bad_request"),
+        (&get, "/admin/users/%FF", None, 400, "bad_request"),
         (&get, "/admin/users?limit=0", None, 400, "bad_request"),
         (&get, "/admin/users?limit=501", None, 400, "bad_request"),
         (&get, "/admin/users?limit=x", None, 400, "bad_request"),
@@ -292,7 +316,7 @@ async fn over_http(emulator: Option<&Project>) {
     assert_eq!((status, &user["document"]["tags"]), (200, &json!(["a", "b"])), "{user}");
     // In the next envelope after two seconds at most; every replay is another line.
     let mut round = 20;
-    eventually("the note is published", || {
+    within(HEARD, "the note is published", || {
         round += 1;
         let said = replay(inlet, round, &[105]);
         async {
@@ -446,6 +470,7 @@ async fn under_load_two_instances_keep_out_whom_they_are_told_to_and_forget_for_
     let [bot, gone, other] = [&*keys[0], &*keys[1], &*keys[2]];
     user(&setting, &["ignore", bot]).await;
     let farewell = user(&setting, &["forget", gone]).await;
+    let forgotten_at = system_milliseconds();
     assert_eq!(farewell["remains"]["maxAgeSeconds"], 259_200, "{farewell}");
     let refuse = async |times: u64| {
         for inlet in [&one, &two] {
@@ -468,6 +493,18 @@ async fn under_load_two_instances_keep_out_whom_they_are_told_to_and_forget_for_
     assert_eq!((after[0], after[1]), (before[0], before[1]));
     assert!(after[2] > before[2], "the others go on: {before:?} {after:?}");
     // Time for every flush of before.
+    // `forget` has waited until all have heard: no line that was sent since is in the stream.
+    let of_gone = |line: &Value| {
+        let is_later = line["time"].as_i64().unwrap() > forgotten_at;
+        let is_theirs = line["user"].as_str() == gone.strip_prefix("twitch:");
+        (is_later && is_theirs).then(|| line["id"].as_str().unwrap().to_owned())
+    };
+    let since: Vec<_> = setting.simulator.sent_log().iter().filter_map(of_gone).collect();
+    let published = read(&setting.nats.url(), "INLET").await;
+    let published: HashSet<_> =
+        published.iter().filter_map(|message| message.body["payload"]["messageId"].as_str()).collect();
+    assert!(since.len() > 20, "{}", since.len());
+    assert!(since.iter().all(|id| !published.contains(&**id)), "{since:?}");
     let users = setting.users().await;
     assert!(!users.contains_key(gone), "{:?}", users.get(gone));
     assert!(users[bot]["messageCountAllTime"].as_u64() >= counted.as_u64());
@@ -521,6 +558,46 @@ async fn who_is_forgotten_stays_forgotten_after_a_restart_on_an_empty_folder() {
 }
 
 #[tokio::test]
+async fn who_is_taken_in_again_is_somebody_new_though_the_stream_is_counted_again() {
+    let mut setting = Setting::new(true, &["--rate", "100", "--users", "3"]).await;
+    let mut inlet = setting.serve(&[]).await;
+    let keys = some_users(&setting, 2).await;
+    user(&setting, &["forget", &keys[0]]).await;
+    setting.simulator.say("pause");
+    user(&setting, &["unforget", &keys[0]]).await;
+    ended_well(&mut inlet).await;
+    let before = said_by(&setting, &keys[0]).await;
+    let emulator = setting.emulator.as_ref().unwrap();
+    let returned_at = emulator.read_all("barred").await[&keys[0]]["returnedAt"].clone();
+    let returned_at: jiff::Timestamp = returned_at.as_str().unwrap().parse().unwrap();
+    // How far everything is counted lags: the next one begins before the forgetting.
+    for name in emulator.read_all("inlet").await.keys() {
+        let status = emulator.rest("DELETE", &format!("inlet/{name}"), Some("Bearer owner"), None).await;
+        assert_eq!(status, 200);
+    }
+    let inlet = setting.serve(&[]).await;
+    inlet.ready().await;
+    all_counted(&inlet).await;
+    assert!(!setting.users().await.contains_key(&keys[0]));
+    eventually("the moment has come", || async {
+        (system_milliseconds() > returned_at.as_millisecond()).then_some(())
+    })
+    .await;
+    setting.simulator.say("resume");
+    some_users(&setting, 3).await;
+    setting.simulator.say("pause");
+    inlet.quiet().await.assert_account_closes();
+    all_counted(&inlet).await;
+    let theirs = said_by(&setting, &keys[0]).await - before;
+    assert_eq!(setting.users().await[&keys[0]]["messageCountAllTime"], theirs);
+    let found = read(&setting.nats.url(), "INLET").await;
+    let reference = format!("users/{}", keys[0]);
+    let mut found = found.iter().filter(|message| message.body["auth"]["userRef"] == *reference).skip(before);
+    let tags = found.next().unwrap().body["user"]["tags"].to_string();
+    assert!(tags.contains("NEW_USER"), "{tags}");
+}
+
+#[tokio::test]
 async fn with_enrichment_off_or_dry_they_are_kept_out_all_the_same() {
     let emulator = Project::new();
     let at = emulator.address().await.to_string();
@@ -551,14 +628,17 @@ async fn while_the_store_is_away_at_the_start_chat_flows_and_nobody_forgotten_is
     let proxy = Proxy::to(setting.emulator.as_ref().unwrap().address().await).await;
     setting.store_at = proxy.addr().to_string();
     let mut inlet = setting.serve(&[]).await;
-    let keys = some_users(&setting, 2).await;
+    let keys = some_users(&setting, 3).await;
+    // Of one it was heard before, of the other nobody runs to hear.
+    user(&setting, &["forget", &keys[1]]).await;
     ended_well(&mut inlet).await;
+    let known = said_by(&setting, &keys[1]).await;
     let emulator = setting.emulator.as_ref().unwrap();
     let path = format!("barred/{}", keys[0].replace(':', "%3A"));
     emulator.set(&path, json!({ "kind": { "stringValue": "forgotten" } })).await;
     emulator.delete_user(&keys[0]).await;
     proxy.set(Mode::Hang);
-    let inlet = setting.serve(&[]).await;
+    let inlet = setting.serve_in(inlet.into_folder(), &[]).await;
     let published = || async { inlet.metrics().await.sum("inlet_events_published_total") };
     eventually("chat flows without the store", || async { (published().await > 100).then_some(()) }).await;
     assert_eq!(inlet.waiting_for().await, ["store"]);
@@ -570,7 +650,9 @@ async fn while_the_store_is_away_at_the_start_chat_flows_and_nobody_forgotten_is
     inlet.quiet().await.assert_account_closes();
     all_counted(&inlet).await;
     let users = setting.users().await;
-    assert!(!users.contains_key(&keys[0]) && users.contains_key(&keys[1]), "{:?}", users.keys());
+    assert!(!users.contains_key(&keys[0]) && !users.contains_key(&keys[1]), "{:?}", users.keys());
+    assert!(users.contains_key(&keys[2]), "{:?}", users.keys());
+    assert_eq!(said_by(&setting, &keys[1]).await, known, "kept out from the first line on");
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use crate::label;
 use crate::secret::Secret;
 use crate::telemetry::metrics::{CountersBy, Label as _, Register};
 
-pub use file::{NewerTokenFile, TokenFile};
+pub use file::TokenFile;
 pub use keeper::Keeper;
 pub use token::{CHAT_READ, NoToken, Token};
 

@@ -318,7 +318,7 @@ impl Simulator {
         self.folder.path().join("sent")
     }
 
-    fn sent_log(&self) -> Vec<Value> {
+    pub fn sent_log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.folder.path().join("sent")).unwrap();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }

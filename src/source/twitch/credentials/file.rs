@@ -1,9 +1,7 @@
 //! The environment's token as it has become: each refresh brings a new one, and the environment cannot be written. It is
 //! kept in `DATA_DIR`, with a mark of the token that it came from: whoever changes the environment means the new one.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -15,23 +13,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
-use thiserror::Error;
 
 use super::settings::GivenToken;
 use super::token::Token;
 use super::{Change, Stored, TokenStore, TokenStoreError};
+use crate::data_dir::{self, NewerFormat};
 use crate::errors::ErrorCode;
 
 const FILE_NAME: &str = "twitch-token.json";
 const FORMAT: u32 = 1;
-
-/// Why the file must be left alone.
-#[derive(Debug, Error)]
-#[error("{} has format {format}, this version reads up to {FORMAT}", path.display())]
-pub struct NewerTokenFile {
-    path: PathBuf,
-    format: u32,
-}
 
 /// What stands in it.
 #[derive(Serialize, Deserialize)]
@@ -53,17 +43,10 @@ pub struct TokenFile {
 
 impl TokenFile {
     /// The file in `folder`, of one holder at a time. Fails if a later version wrote it.
-    pub fn open(folder: &Path, given: &GivenToken) -> Result<Self, NewerTokenFile> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: u32,
-        }
+    pub fn open(folder: &Path, given: &GivenToken) -> Result<Self, NewerFormat> {
         let path = folder.join(FILE_NAME);
-        let text = std::fs::read(&path).unwrap_or_default();
-        match serde_json::from_slice::<Head>(&text) {
-            Ok(Head { format }) if format > FORMAT => Err(NewerTokenFile { path, format }),
-            _ => Ok(Self { path, origin: origin(given), given: token_of(given) }),
-        }
+        data_dir::check_format(&path, &std::fs::read(&path).unwrap_or_default(), FORMAT)?;
+        Ok(Self { path, origin: origin(given), given: token_of(given) })
     }
 
     /// The file's token, if it came from the environment's; else that. One that is torn is as good as none.
@@ -91,20 +74,9 @@ impl TokenFile {
         }
     }
 
-    /// Puts a token in the place of the one before, whole or not at all, and on the disk before this returns.
     fn put(&self, token: &Token) -> io::Result<()> {
         let content = Content { format: FORMAT, origin: self.origin.clone(), token: token.to_fields() };
-        let beside = self.path.with_extension("json.new");
-        // One that a crash left may have another mode.
-        match std::fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(&serde_json::to_vec(&content)?)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, &self.path)?;
-        self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        data_dir::replace(&self.path, &serde_json::to_vec(&content)?)
     }
 }
 

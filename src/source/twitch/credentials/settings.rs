@@ -10,7 +10,7 @@ use super::token::is_token_text;
 use crate::secret::{Secret, without_user_info};
 use crate::settings::{Environment, Problems};
 
-/// Collections in which documents are something else.
+/// Collections in which documents are something else, and below which a store may find documents as theirs.
 const TAKEN: [&str; 5] = ["users", "inlet", "channels", "barred", "audit"];
 
 /// Longest path of a document, in bytes: well below what the stores take.
@@ -87,7 +87,7 @@ impl TokenPath {
             return wrong("is no path of a document");
         }
         let Some((collection, id)) = text.rsplit_once('/') else { return wrong("is no path of a document") };
-        if TAKEN.contains(&collection) {
+        if segments.first().is_some_and(|first| TAKEN.contains(first)) {
             return wrong("is where Inlet keeps something else");
         }
         Ok(Self { collection: collection.into(), id: id.into() })
@@ -293,7 +293,18 @@ mod tests {
         let path = TokenPath::parse("a/b/c/d").unwrap();
         assert_eq!((&*path.collection, &*path.id, path.to_string().as_str()), ("a/b/c", "d", "a/b/c/d"));
         for bad in [
-            "bot", "a/b/c", "/b", "a/", "a//b/c", "a/..", "a/__x__", "a/b c", "users/x", "inlet/x", "audit/x",
+            "bot",
+            "a/b/c",
+            "/b",
+            "a/",
+            "a//b/c",
+            "a/..",
+            "a/__x__",
+            "a/b c",
+            "users/x",
+            "inlet/x",
+            "audit/x",
+            "users/x/private/token",
         ] {
             assert!(TokenPath::parse(bad).is_err(), "{bad}");
         }
