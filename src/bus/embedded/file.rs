@@ -294,8 +294,12 @@ fn drop_beyond(
     loop {
         let Some((length, too_old)) = rows.first().map_err(FileError::read)?.map(|(first, row)| {
             let row = row.value();
-            // One that nobody can read is of no use to anybody.
-            (row.len() as u64, row::header(row, first.value()).is_none_or(|header| header.stored_at < oldest))
+            // It is looked at in every commit and nearly always stays: only then is the whole of it read. One that nobody
+            // can read is of no use to anybody.
+            let may_stay =
+                row::unchecked_header(row).is_some_and(|head| (oldest..=now).contains(&head.stored_at));
+            let is_older = |header: row::RowHeader| header.stored_at < oldest;
+            (row.len() as u64, !may_stay && row::header(row, first.value()).is_none_or(is_older))
         }) else {
             return Ok(0);
         };

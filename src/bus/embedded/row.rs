@@ -72,6 +72,11 @@ pub(super) fn header(row: &[u8], first: u64) -> Option<RowHeader> {
     head(&mut row::checked_at(first, row)?)
 }
 
+/// Reads the head of a row whether or not the row is what was written.
+pub(super) fn unchecked_header(row: &[u8]) -> Option<RowHeader> {
+    head(&mut row.get(4..)?)
+}
+
 fn head(row: &mut &[u8]) -> Option<RowHeader> {
     let stored_at = Timestamp::from_millisecond(row.try_get_i64_le().ok()?).ok()?;
     let count = u64::from(row.try_get_u32_le().ok()?);
