@@ -180,8 +180,8 @@ impl Found {
         if let Some(stretch) = self.stretch.clone().filter(|_| from < self.from) {
             let before = self.pass(bus, begin, Some(stretch.start)).await?;
             self.stretch = Some(before.start.min(stretch.start)..stretch.end);
-            self.from = from;
         }
+        self.from = self.from.min(from);
         let start = self.stretch.as_ref().map_or(begin, |stretch| Start::Position(stretch.end));
         let noted_at = Instant::now();
         self.pass(bus, start, None).await?;

@@ -5,6 +5,7 @@
 //! bytes are read back in pieces when they are sent, so that an outage of hours costs no memory. A row goes when
 //! everything in it is settled; a crash before that only sends again, under the same ids.
 
+pub(super) mod batch;
 mod config;
 mod file;
 mod filling;
@@ -27,6 +28,7 @@ use crate::clock::Clock;
 use crate::errors::ErrorCode;
 use crate::redb_file::{self, FileError};
 use crate::retry::Backoff;
+use batch::{Batch, Stored};
 use file::{Change, OutboxFile};
 use filling::{Filling, disk_bytes};
 use status::Trouble;
@@ -112,31 +114,6 @@ struct Writing {
     bytes: u64,
     stored_at: Timestamp,
     removed: Vec<u64>,
-}
-
-/// What a commit puts on disk.
-#[derive(Default)]
-pub(super) struct Batch {
-    /// Events that are under way, by their numbers in the window.
-    pub(super) sent: Vec<u64>,
-    /// Events that are not sent yet.
-    pub(super) unsent: Vec<Enriched>,
-    /// Numbers in the window of events that a dead letter took the place of.
-    pub(super) buried: Vec<u64>,
-}
-
-/// What the disk did.
-pub(super) enum Stored {
-    /// The batch is on disk, its events in this row.
-    Written(Batch, u64),
-    /// It is not.
-    Failed(Batch),
-    /// Events to be sent next, read back.
-    Read(Vec<Enriched>),
-    /// So many events are gone: their rows were not what was written.
-    Torn(u64),
-    /// Nothing to be known.
-    Nothing,
 }
 
 impl Outbox {

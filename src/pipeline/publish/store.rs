@@ -8,7 +8,8 @@ use crate::envelope::{DeadLetterReason, Origin, Outcome};
 use crate::errors::ErrorCode;
 use crate::pipeline::KnownIds;
 use crate::pipeline::enrich::Enriched;
-use crate::pipeline::outbox::{Batch, Outbox, OutboxError, Stored};
+use crate::pipeline::outbox::batch::{Batch, Stored};
+use crate::pipeline::outbox::{Outbox, OutboxError};
 
 impl Publish {
     /// The same with an outbox. What lies in it from earlier runs is pending from here on: `known` at the door, in flight
