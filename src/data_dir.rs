@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::errors::ErrorCode;
+
 const LOCK: &str = "lock";
 
 /// Somebody who only looks has the lock for less than this.
@@ -191,7 +193,7 @@ impl DataDir {
             self.lock.write_all(holder.as_bytes())
         };
         if let Err(error) = say() {
-            tracing::warn!(error = %error, path = %self.path.display(), "who holds the data folder cannot be written into it");
+            tracing::warn!(error_code = %ErrorCode::NoteUnusable, error = %error, path = %self.path.display(), "who holds the data folder cannot be written into it");
         }
     }
 }

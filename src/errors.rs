@@ -152,7 +152,8 @@ codes! {
     GapUnhealed => "gap_unhealed", None, "Look at TWITCH_BACKFILL_URL; the gap stays in the stream as an event.";
     /// A line that is no good; more of its kind are only counted.
     BadLine => "bad_line", None, "Nothing, if it is rare; its bytes are in a dead letter.";
-    /// A note in `DATA_DIR` cannot be read or written: of when each channel was last heard, or of who is kept out.
+    /// A note in `DATA_DIR` cannot be read or written: of when each channel was last heard, of who is kept out, or of who
+    /// holds the folder.
     NoteUnusable => "note_unusable", None,
         "Look at the disk of DATA_DIR; the next gap may be told too long, a start without the store keeps nobody out.";
 

@@ -263,19 +263,25 @@ impl Barred {
     /// Keeps who they are for a start without the store. Does not end.
     pub async fn keep(self) {
         let mut said = Said::default();
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             self.0.changed.notified().await;
             let Some(kept) = self.0.kept.get() else { continue };
             let bars: Vec<_> =
                 self.now().0.iter().filter_map(|(key, mark)| Some((key.to_string(), mark.bar?))).collect();
             match kept.put(bars).await {
-                Ok(()) => said.over(),
+                Ok(()) => {
+                    said.over();
+                    backoff.reset();
+                }
                 Err(error) => {
                     said.failure(
                         ErrorCode::NoteUnusable,
                         &error,
                         "who is not taken in cannot be kept in DATA_DIR",
                     );
+                    self.0.changed.notify_one();
+                    sleep(backoff.next_wait()).await;
                 }
             }
         }
@@ -464,7 +470,10 @@ impl Barred {
         let Heard { forgotten, returned } = self.hear(is_whole, said);
         if let Some(users) = users {
             users.0.forget_all(forgotten, is_first);
-            users.0.drop_all(&returned);
+            // Before the first answer nobody was met: memory holds nothing but what lies in the outbox.
+            if !is_first {
+                users.0.drop_all(&returned);
+            }
         }
     }
 }

@@ -229,6 +229,7 @@ impl Shared {
         tracing::error!(error_code = %ErrorCode::StoreRefused, user_ref = %UserRef(key), error = %error, "the user's document cannot be written");
         let given_up = table.refused(key, now);
         if given_up > 0 {
+            self.metrics.lost.inc_by(given_up as u64);
             tracing::error!(error_code = %ErrorCode::CountsLost, user_ref = %UserRef(key), events = given_up, "what the user's document does not count is given up: the store refuses to write it");
         }
     }

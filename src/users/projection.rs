@@ -89,6 +89,7 @@ impl Users {
                 }
                 Err(error) => tracing::debug!(error = %error, "the stream cannot be followed now"),
             }
+            shared.not_attached();
             tokio::time::sleep(backoff.next_wait()).await;
         }
     }
@@ -116,8 +117,12 @@ impl Shared {
         if follower.identity != stream.identity {
             return Ok(None);
         }
-        if is_first_ever && !self.restore_forgotten().await? {
-            return Ok(None);
+        if is_first_ever {
+            // That takes its time, and is waited for: the stream is being read.
+            self.say(Following::CatchingUp);
+            if !self.restore_forgotten().await? {
+                return Ok(None);
+            }
         }
         // Said before anything is counted, so that nobody with another subject begins beside us.
         // A note that cannot be read is written over.
@@ -224,6 +229,17 @@ impl Shared {
             }
         }
         true
+    }
+
+    /// Where it had begun to read, it is interrupted.
+    fn not_attached(&self) {
+        self.following.send_if_modified(|current| {
+            let was_reading = *current == Following::CatchingUp;
+            if was_reading {
+                *current = Following::Interrupted;
+            }
+            was_reading
+        });
     }
 
     fn say(&self, following: Following) {

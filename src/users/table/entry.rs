@@ -70,8 +70,16 @@ pub(super) struct Entry {
     pub(super) is_being_written: bool,
     /// The store does not take the document.
     pub(super) is_refused: bool,
-    /// How often in a row it refused to write what is counted.
-    pub(super) refusals: u8,
+    /// That it refuses to write what is counted.
+    pub(super) refused: Option<Box<Refused>>,
+}
+
+/// Refusals of a document in a row.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) times: u32,
+    /// When the first one was.
+    pub(super) since: Timestamp,
 }
 
 impl Entry {

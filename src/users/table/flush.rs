@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::entry::{Base, Known, Noted};
+use super::entry::{Base, Known, Noted, Refused};
 use super::{Stream, Table};
 use crate::store::Version;
 use crate::store::document::{Profile, User};
 use crate::users::fold::Kind;
 
-/// Refusals of a document in a row until what it does not count is given up: some minutes at the least, an hour with
-/// Firestore.
-const MOST_REFUSALS: u8 = 8;
+/// Refusals of a document in a row, and for how long, until what it does not count is given up.
+const MOST_REFUSALS: u32 = 8;
+const LONGEST_REFUSED: Duration = Duration::from_mins(10);
 
-/// Streams of one name whose positions stay in a document.
-const STREAMS_OF_A_NAME: usize = 8;
+/// Streams of one name whose positions stay in a document: more than there are instances with a stream of their own beside one
+/// store.
+const STREAMS_OF_A_NAME: usize = 64;
 
 /// A user's new state on its way to the store.
 pub(in crate::users) struct Flushing {
@@ -99,7 +100,7 @@ impl Table {
         let counted = Counted { is_new: before.is_none(), sessions };
         let Some(entry) = self.entries.get_mut(&key) else { return counted };
         entry.is_being_written = false;
-        entry.refusals = 0;
+        entry.refused = None;
         if entry.profile.as_deref() == profile.as_ref() {
             entry.profile = None;
         }
@@ -129,19 +130,19 @@ impl Table {
     }
 
     /// The store refuses the document as it is. After so many refusals in a row what is noted of the user is given up, or
-    /// one document would hold back what is counted of everybody; how many events that are.
+    /// one document would hold back what is counted of everybody; how many messages that are.
     pub(in crate::users) fn refused(&mut self, key: &Arc<str>, now: Timestamp) -> usize {
         self.postpone(key, now);
         let Some(entry) = self.entries.get_mut(key) else { return 0 };
-        entry.refusals = entry.refusals.saturating_add(1);
-        if entry.refusals < MOST_REFUSALS {
+        let refused = entry.refused.get_or_insert_with(|| Box::new(Refused { times: 0, since: now }));
+        refused.times = refused.times.saturating_add(1);
+        if refused.times < MOST_REFUSALS || since(refused.since, now) < LONGEST_REFUSED {
             return 0;
         }
-        let given_up = std::mem::take(&mut entry.noted).len();
+        let given_up = std::mem::take(&mut entry.noted);
         self.dirty.remove(key);
-        self.noted -= given_up;
-        self.lost += given_up as u64;
-        given_up
+        self.noted -= given_up.len();
+        given_up.iter().filter(|noted| counts(noted)).count()
     }
 
     /// The store did not take it, for a reason of this document alone: tried again when a user is usually written.
@@ -213,30 +214,32 @@ mod tests {
         let (mut table, key, other) = (table(), Arc::from("twitch:1"), Arc::from("twitch:2"));
         note(&mut table, &key, 1);
         note(&mut table, &key, 2);
-        for round in 1..MOST_REFUSALS {
+        let now = Timestamp::UNIX_EPOCH + LONGEST_REFUSED;
+        // Neither often in no time, as at the end of a run, nor seldom.
+        for round in 0..MOST_REFUSALS * 2 {
             table.loaded(&key, None);
             assert!(table.flush(&key).is_some());
             assert_eq!((table.refused(&key, Timestamp::UNIX_EPOCH), counted_to(&table)), (0, 0), "{round}");
         }
-        assert_eq!(table.refused(&key, Timestamp::UNIX_EPOCH), 2);
-        assert_eq!((counted_to(&table), table.noted(), table.dirty(), table.take_lost()), (2, 0, 0, 2));
+        assert_eq!(table.refused(&key, now), 2);
+        assert_eq!((counted_to(&table), table.noted(), table.dirty()), (2, 0, 0));
         // Who was refused so often is not waited for again, and is counted as soon as the document can be written.
         note(&mut table, &other, 3);
         note(&mut table, &key, 4);
-        assert_eq!((table.refused(&key, Timestamp::UNIX_EPOCH), counted_to(&table)), (1, 2));
+        assert_eq!((table.refused(&key, now), counted_to(&table)), (1, 2));
         note(&mut table, &key, 5);
         table.loaded(&key, None);
         let flushing = table.flush(&key).unwrap();
         assert_eq!((flushing.user.message_count, &*flushing.user.applied), (1, &[("S@9".into(), 5)][..]));
         table.flushed(flushing, Version(1));
         note(&mut table, &key, 6);
-        assert_eq!(table.refused(&key, Timestamp::UNIX_EPOCH), 0);
+        assert_eq!(table.refused(&key, now), 0);
     }
 
     #[test]
     fn of_the_streams_of_a_name_the_newest_stay_and_those_that_are_followed() {
         let (mut table, key) = (table(), Arc::from("twitch:1"));
-        let streams = (10..30).map(|n| format!("S@{n}")).chain(["T@1".to_owned(), "plain".to_owned()]);
+        let streams = (10..100).map(|n| format!("S@{n}")).chain(["T@1".to_owned(), "plain".to_owned()]);
         let applied: serde_json::Map<_, _> = streams.map(|stream| (stream, 7.into())).collect();
         let fields = Fields::from_iter([("applied".to_owned(), applied.into())]);
         note(&mut table, &key, 1);
@@ -244,7 +247,9 @@ mod tests {
         let flushing = table.flush(&key).unwrap();
         let mut left: Vec<_> = flushing.user.applied.iter().map(|(stream, _)| &**stream).collect();
         left.sort_unstable();
-        let newest = ["S@22", "S@23", "S@24", "S@25", "S@26", "S@27", "S@28", "S@29"];
-        assert_eq!(left, [&newest[..], &["S@9", "T@1", "plain"]].concat());
+        let newest = (100 - STREAMS_OF_A_NAME..100).map(|n| format!("S@{n}"));
+        let mut expected: Vec<_> = newest.chain(["S@9", "T@1", "plain"].map(str::to_owned)).collect();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
     }
 }
