@@ -69,27 +69,23 @@ pub(super) async fn run(args: &LoginArgs, environment: &Environment) -> Result<(
     })?;
     let clock = Clock::system();
     logs::start(&config.logs, clock.clone());
-    tokio::select! {
+    let token = tokio::select! {
         biased;
-        () = asked_to_stop() => Err(Failure::Failed("stopped; nothing was stored".to_owned())),
-        done = log_in(args, &config, &service, &clock) => done,
-    }
+        () = asked_to_stop() => return Err(Failure::Failed("stopped; nothing was stored".to_owned())),
+        token = log_in(&config, &service, &clock) => token?,
+    };
+    // What Twitch has issued is stored, whatever is pressed now.
+    let in_use = store(&token, &config, &service, &clock).await?;
+    tell(args, &token, &config, in_use)
 }
 
-async fn log_in(
-    args: &LoginArgs,
-    config: &AppConfig,
-    service: &Service,
-    clock: &Clock,
-) -> Result<(), Failure> {
+async fn log_in(config: &AppConfig, service: &Service, clock: &Clock) -> Result<Token, Failure> {
     look_at(config, service).await?;
     let oauth = open_oauth(&config.path)?;
     let flow = oauth.begin_device_flow(CHAT_READ).await.map_err(|error| refused(&error))?;
     say(&format!("Open {} and enter {}", flow.address, flow.user_code))?;
     let granted = approved(&oauth, &flow).await?;
-    let token = token_of(&oauth, granted, clock).await?;
-    let in_use = store(&token, config, service, clock).await?;
-    tell(args, &token, config, in_use)
+    token_of(&oauth, granted, clock).await
 }
 
 fn say(line: &str) -> Result<(), Failure> {

@@ -74,7 +74,10 @@ pub struct Keeper {
     read_at: Option<Instant>,
     held: Option<Held>,
     unstored: Option<Unstored>,
+    /// What is wrong with the token.
     trouble: Option<ErrorCode>,
+    /// What is wrong with where it is stored. One is no news of the other.
+    store_trouble: Option<ErrorCode>,
 }
 
 impl Keeper {
@@ -94,6 +97,7 @@ impl Keeper {
             held: None,
             unstored: None,
             trouble: None,
+            store_trouble: None,
         }
     }
 
@@ -153,7 +157,7 @@ impl Keeper {
             Some(held) => held.is_usable(now),
             None => self.read_at.is_some(),
         };
-        if is_known || self.trouble.is_some() {
+        if is_known || self.trouble.or(self.store_trouble).is_some() {
             self.shared.is_settled.send_replace(true);
         }
     }
@@ -400,6 +404,7 @@ impl Keeper {
         }
         let now = self.clock.now();
         self.shared.show(|seen| seen.last_refreshed_at = Some(now));
+        self.store_well();
         self.well();
     }
 
@@ -419,8 +424,6 @@ impl Keeper {
         self.read_at = Some(Instant::now());
         self.store_wait = None;
         self.store_backoff.reset();
-        if matches!(self.trouble, Some(ErrorCode::StoreUnavailable | ErrorCode::TokenUnusable)) {
-            self.well();
-        }
+        self.store_well();
     }
 }

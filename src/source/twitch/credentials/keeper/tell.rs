@@ -22,7 +22,11 @@ fn state_of(code: ErrorCode) -> TokenState {
 impl Keeper {
     /// Says what is wrong, once, and shows it.
     pub(super) fn fails(&mut self, code: ErrorCode, error: &str, wait: Option<Duration>) {
-        if self.trouble != Some(code) {
+        let trouble = match code {
+            ErrorCode::StoreUnavailable | ErrorCode::TokenUnusable => &mut self.store_trouble,
+            _ => &mut self.trouble,
+        };
+        if trouble.replace(code) != Some(code) {
             let error_code = code.as_str();
             let retry_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
             let remedy = self.remedy();
@@ -61,7 +65,6 @@ impl Keeper {
                 }
             }
         }
-        self.trouble = Some(code);
         let at = self.clock.now();
         self.shared.show(|seen| seen.last_error = Some(LastTrouble { code, at }));
         self.show();
@@ -74,12 +77,20 @@ impl Keeper {
         }
     }
 
-    /// Nothing is wrong any more.
+    /// Nothing is wrong with the token any more.
     pub(super) fn well(&mut self) {
         if let Some(trouble) = self.trouble.take() {
             tracing::info!(was = trouble.as_str(), "the token is as it should be again");
         }
         self.show();
+    }
+
+    /// Nothing is wrong with where it is stored any more.
+    pub(super) fn store_well(&mut self) {
+        if let Some(trouble) = self.store_trouble.take() {
+            tracing::info!(was = trouble.as_str(), "the token can be read and stored again");
+            self.show();
+        }
     }
 
     /// Hands out what is held, and shows what may be shown of it.
@@ -93,7 +104,7 @@ impl Keeper {
         self.shared.metrics.expires.set(expires_at.map_or(0, Timestamp::as_second));
         self.shared.show(|seen| {
             let usual = if token.is_some() { TokenState::Ok } else { TokenState::Anonymous };
-            seen.state = self.trouble.map_or(usual, state_of);
+            seen.state = self.trouble.or(self.store_trouble).map_or(usual, state_of);
             seen.login = token.and_then(|token| token.login.clone());
             seen.user_id = token.and_then(|token| token.user_id.clone());
             seen.scopes = token.map(|token| token.scope.clone()).unwrap_or_default();
