@@ -101,6 +101,8 @@ enum FillError {
     Unreadable { line: usize, column: usize },
     #[error("the service does not know the channel's history: {0}")]
     Unknown(String),
+    #[error("it did not answer for others, and time is up")]
+    TimeUp,
 }
 
 impl FillError {
@@ -109,7 +111,7 @@ impl FillError {
         match self {
             Self::Away(_) | Self::Unreadable { .. } => true,
             Self::Status(status) => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
-            Self::TooLarge | Self::Unknown(_) => false,
+            Self::TooLarge | Self::Unknown(_) | Self::TimeUp => false,
         }
     }
 }
@@ -151,8 +153,16 @@ pub(super) struct Backfill {
     client: Client,
     normalizer: Normalizer,
     clock: Clock,
+    heard: Mutex<Heard>,
+}
+
+/// How the service answered lately.
+#[derive(Debug, Clone, Copy, Default)]
+struct Heard {
     /// When it last answered.
-    answered: Mutex<Option<Instant>>,
+    answered: Option<Instant>,
+    /// It did not since.
+    is_failing: bool,
 }
 
 impl Backfill {
@@ -171,7 +181,7 @@ impl Backfill {
             Some(tls) => builder.tls_backend_preconfigured((*tls).clone()),
             None => builder,
         };
-        Ok(Self { url, client: builder.build()?, normalizer, clock, answered: Mutex::new(None) })
+        Ok(Self { url, client: builder.build()?, normalizer, clock, heard: Mutex::default() })
     }
 
     /// Asks for a channel's last moments, to see whether the service answers as it should; what it says is not used.
@@ -189,17 +199,27 @@ impl Backfill {
     pub(super) async fn heal(&self, gap: &Gap, since: Instant, intake: &Intake) -> Option<Healed> {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut found = Found::default();
+        let deadline = |heard: Heard| since.max(heard.answered.unwrap_or(since)) + PATIENCE;
         let error = loop {
+            // Others waited for it in vain while this one stood in line. Where it is only we who were slow, it is asked.
+            let heard = self.heard(|heard| *heard);
+            if heard.is_failing && Instant::now() >= deadline(heard) {
+                break FillError::TimeUp;
+            }
             match self.fill(gap, &mut found, intake).await {
                 Ok(()) => {
-                    self.set_answered();
+                    self.heard(|heard| *heard = Heard { answered: Some(Instant::now()), is_failing: false });
                     let messages = found.receipt.all_back().await.accepted();
                     return Some(Healed { messages, from: found.oldest, to: found.newest });
                 }
                 Err(error) => {
                     let wait = backoff.next_wait();
-                    let deadline = since.max(self.answered().unwrap_or(since)) + PATIENCE;
-                    if !error.is_transient() || Instant::now() + wait >= deadline {
+                    let is_transient = error.is_transient();
+                    let heard = self.heard(|heard| {
+                        heard.is_failing |= is_transient;
+                        *heard
+                    });
+                    if !is_transient || Instant::now() + wait >= deadline(heard) {
                         break error;
                     }
                     sleep(wait).await;
@@ -211,12 +231,8 @@ impl Backfill {
         None
     }
 
-    fn answered(&self) -> Option<Instant> {
-        *self.answered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_answered(&self) {
-        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    fn heard<T>(&self, work: impl FnOnce(&mut Heard) -> T) -> T {
+        work(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Fetches a gap from its end to its start, a page at a time.
