@@ -15,6 +15,8 @@ use super::held::{Held, hold};
 use super::{Failure, checked, print};
 use crate::app::{AppArgs, AppConfig, open_bus, open_store};
 use crate::audit::{Actor, Deed, Details, audited};
+use crate::bus::embedded;
+use crate::bus::jetstream;
 use crate::bus::{Bus, Driver};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -158,6 +160,7 @@ async fn find_way(
         }
     } else if asks_stream
         && config.path.bus.driver == Driver::Embedded
+        && has_embedded_stream(config)
         // Whoever else holds the folder has the stream; the store is elsewhere.
         && let Ok(folder) = DataDir::take(&config.data_dir, &format!("inlet user, process {}", std::process::id()))
     {
@@ -169,13 +172,25 @@ async fn find_way(
     Ok(Way::Here { desk, store, clock, _held: held })
 }
 
-/// The stream, to ask what it holds; `None` where it cannot be asked from here.
+/// The stream, to ask what it holds; `None` where it cannot be asked from here. Asking makes none.
 async fn stream_of(config: &AppConfig, is_folder_ours: bool, clock: &Clock) -> Option<Arc<dyn Bus>> {
-    if config.path.bus.driver == Driver::Embedded && !is_folder_ours {
+    let bus = &config.path.bus;
+    let is_there = match (&bus.jetstream, bus.driver) {
+        (Some(nats), Driver::Nats) => {
+            let looked = jetstream::look(nats, bus, &config.path.tls).await;
+            looked.is_ok_and(|looked| looked.stream.is_ok())
+        }
+        _ => is_folder_ours && has_embedded_stream(config),
+    };
+    if !is_there {
         return None;
     }
     let bus = open_bus(&config.path, &config.data_dir, clock).await;
     bus.inspect_err(|error| tracing::info!(error = %error, "the stream cannot be asked what it holds")).ok()
+}
+
+fn has_embedded_stream(config: &AppConfig) -> bool {
+    config.data_dir.join(embedded::FILE_NAME).is_file()
 }
 
 impl From<UserError> for Failure {
