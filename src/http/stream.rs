@@ -163,10 +163,13 @@ fn start_task(server: &Server, name: &'static str, task: impl Future<Output = ()
 /// The last position that the client has seen, if it says so. The header is the newer one: a browser that comes back by
 /// itself sends it to the same address.
 fn last_id(headers: &HeaderMap, in_address: Option<&str>) -> Result<Option<u64>, Problem> {
-    let refused = || Problem::new(ProblemCode::BadRequest, "Last-Event-ID is no position of this stream");
+    let refused = || {
+        Problem::new(ProblemCode::BadRequest, "Last-Event-ID or lastEventId is no position of this stream")
+    };
     let id = match headers.get("last-event-id") {
         Some(header) => Some(header.to_str().map_err(|_| refused())?),
-        None => in_address,
+        // Who has heard nothing yet may say so.
+        None => in_address.filter(|id| !id.is_empty()),
     };
     id.map(|id| id.parse().map_err(|_| refused())).transpose()
 }
