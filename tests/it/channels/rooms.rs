@@ -164,8 +164,6 @@ async fn instances_under_one_account_share_its_limit_of_joins() {
         joined(inlet, &names).await;
     }
     let joins = &numbers(&mut simulator).await["joins"];
-    assert_eq!(
-        (&joins["received"], &joins["vanished"], &joins["most_in_10s"]),
-        (&24.into(), &0.into(), &20.into())
-    );
+    assert_eq!((&joins["received"], &joins["vanished"]), (&24.into(), &0.into()));
+    assert!(joins["most_in_10s"].as_u64().unwrap() <= 20, "{joins}");
 }
