@@ -28,9 +28,11 @@ use ::inlet::envelope::SubjectTemplate;
 /// Nothing here may take longer; a test that would is broken.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A port nobody listens on now.
+/// A port nobody listens on now. Below those that the system gives to whoever connects: none of them takes it while a server
+/// is restarted.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).find(is_free).unwrap()
 }
 
 /// Waits for a condition instead of sleeping, up to [`PATIENCE`].

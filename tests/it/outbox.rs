@@ -371,7 +371,7 @@ async fn a_dead_letter_is_not_sent_as_an_event_after_a_restart() {
     let simulator = chat(1_000, 1_500).await;
     let (folder, left) = left_behind(&mut nats, &simulator, &[("PUBLISH_MAX_IN_FLIGHT", "64")]).await;
     // No event fits any more, a dead letter does.
-    nats.reconfigure("max_payload: 1200");
+    nats.configure("max_payload: 1200");
     nats.restart().await;
     let (irc, url) = ("irc://127.0.0.1:9", nats.url());
     let inlet = Inlet::serve_in(folder, &settings(irc, &url, &[("PUBLISH_MAX_IN_FLIGHT", "64")])).await;
@@ -381,7 +381,7 @@ async fn a_dead_letter_is_not_sent_as_an_event_after_a_restart() {
     inlet.child.signal("KILL");
     let folder = inlet.into_folder();
     nats.kill();
-    nats.reconfigure("");
+    nats.configure("");
     nats.restart().await;
     let inlet = Inlet::serve_in(folder, &settings(irc, &url, &[])).await;
     drained(&inlet, 0).await;

@@ -30,11 +30,6 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Other lines in its configuration, from the next start on.
-    pub fn reconfigure(&mut self, config: &str) {
-        config.clone_into(&mut self.config);
-    }
-
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.child.take().unwrap().kill();
