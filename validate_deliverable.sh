@@ -84,8 +84,8 @@ tests() {
   cargo test --locked --doc
 }
 
+# With the binary that the tests were run with.
 smoke() {
-  cargo build --locked --bin inlet
   scripts/smoke "${CARGO_TARGET_DIR:-target}/debug/inlet"
 }
 
