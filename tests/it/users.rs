@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use inlet::clock::system_milliseconds;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -399,7 +400,7 @@ async fn users_are_the_operators_alone_and_a_store_that_is_away_is_said_to_be() 
         [("FIRESTORE_EMULATOR_HOST", &*at), ("GOOGLE_CLOUD_PROJECT", &emulator.id), ("ADMIN_TOKEN", "t0ken")];
     let inlet = Inlet::serve(&settings).await;
     inlet.ready().await;
-    for (method, path) in [
+    let routes = [
         (Method::GET, "/admin/users"),
         (Method::GET, "/admin/users/twitch:1"),
         (Method::PATCH, "/admin/users/twitch:1"),
@@ -407,15 +408,28 @@ async fn users_are_the_operators_alone_and_a_store_that_is_away_is_said_to_be() 
         (Method::PUT, "/admin/users/twitch:1/ignored"),
         (Method::DELETE, "/admin/users/twitch:1/ignored"),
         (Method::DELETE, "/admin/users/twitch:1/forgotten"),
-    ] {
+    ];
+    for (method, path) in &routes {
         let (status, answer) = ask(&inlet, method.clone(), path, None).await;
         assert_eq!((status, &answer["error"]["code"]), (401, &json!("unauthorized")), "{method} {path}");
     }
     proxy.set(Mode::Cut);
-    let request = inlet.client().get(inlet.url("/admin/users/twitch:1")).bearer_auth("t0ken");
-    let response = request.send().await.unwrap();
-    assert_eq!((response.status().as_u16(), response.headers().contains_key("retry-after")), (503, true));
-    assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], "store_unavailable");
+    let inlet = &inlet;
+    let refused = routes.map(|(method, path)| async move {
+        let body = (method == Method::PATCH).then_some(json!({ "notes": "a note" }));
+        // What cannot be recorded is not done.
+        let code = if method == Method::GET { "store_unavailable" } else { "audit_unavailable" };
+        let request = inlet.client().request(method.clone(), inlet.url(path)).bearer_auth("t0ken");
+        let response = body.iter().fold(request, |request, body| request.json(body)).send().await.unwrap();
+        let (status, has_wait) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
+        let answer = response.json::<Value>().await.unwrap();
+        assert_eq!(
+            (status, has_wait, &answer["error"]["code"]),
+            (503, true, &json!(code)),
+            "{method} {path}"
+        );
+    });
+    join_all(refused).await;
     let output = run(&["user", "show", "1"], &[settings[0], settings[1]]);
     assert_eq!(output.status.code(), Some(69), "{}", String::from_utf8_lossy(&output.stderr));
 }
