@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use inlet::clock::system_milliseconds;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::harness::firestore::Project;
@@ -318,7 +318,8 @@ async fn over_http(emulator: Option<&Project>) {
         assert_eq!((found, &answer["error"]["code"]), (status, &json!(code)), "{method} {path}: {answer}");
     }
 
-    let edit = json!({ "notes": "kind", "status": "watched", "tags": ["b"], "addTags": ["a"] }).to_string();
+    let edit = json!({ "notes": "kind and patient", "status": "watched", "tags": ["b"], "addTags": ["a"] })
+        .to_string();
     let (status, user) = ask(inlet, patch.clone(), "/admin/users/twitch:105", Some(&edit)).await;
     assert_eq!((status, &user["document"]["tags"]), (200, &json!(["a", "b"])), "{user}");
     // In the next envelope after two seconds at most; every replay is another line.
@@ -328,7 +329,7 @@ async fn over_http(emulator: Option<&Project>) {
         let said = replay(inlet, round, &[105]);
         async {
             said.await;
-            (last_of(inlet, "105").await?["user"]["notes"] == "kind").then_some(())
+            (last_of(inlet, "105").await?["user"]["notes"] == "kind and patient").then_some(())
         }
     })
     .await;
@@ -360,6 +361,20 @@ async fn over_http(emulator: Option<&Project>) {
     let (status, user) = ask(inlet, delete.clone(), "/admin/users/twitch:107/forgotten", None).await;
     assert!(status == 200 && user["barred"].is_null() && user["document"].is_null(), "{user}");
     assert_eq!(ask(inlet, get.clone(), "/admin/users/twitch:107", None).await.0, 404);
+
+    // Each act is on record, without what was said of anybody.
+    let (_, audit) = ask(inlet, get.clone(), "/admin/audit?limit=500", None).await;
+    for action in [
+        "PATCH /admin/users/{key}",
+        "PUT /admin/users/{key}/ignored",
+        "DELETE /admin/users/{key}/ignored",
+        "DELETE /admin/users/{key}",
+        "DELETE /admin/users/{key}/forgotten",
+    ] {
+        let is_done = |record: &Value| record["action"] == action && record["outcome"] == "done";
+        assert!(audit["records"].as_array().unwrap().iter().any(is_done), "{action}: {audit}");
+    }
+    assert!(!audit.to_string().contains("patient"), "{audit}");
 
     let metrics = inlet.metrics().await;
     assert!(metrics.get("inlet_http_requests_total{route=\"/admin/users/{key}\",status=\"2xx\"}") > 0);
@@ -420,7 +435,7 @@ async fn users_are_the_operators_alone_and_a_store_that_is_away_is_said_to_be() 
         // What cannot be recorded is not done.
         let code = if method == Method::GET { "store_unavailable" } else { "audit_unavailable" };
         let request = inlet.client().request(method.clone(), inlet.url(path)).bearer_auth("t0ken");
-        let response = body.iter().fold(request, |request, body| request.json(body)).send().await.unwrap();
+        let response = body.iter().fold(request, RequestBuilder::json).send().await.unwrap();
         let (status, has_wait) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
         let answer = response.json::<Value>().await.unwrap();
         assert_eq!(
